@@ -1,0 +1,97 @@
+#include "numa/memory.h"
+
+#include <numaif.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <vector>
+
+#include "base/check.h"
+#include "base/format.h"
+#include "base/log.h"
+#include "base/types.h"
+#include "numa/memory_limit.h"
+
+namespace cpuinfer::numa {
+namespace {
+
+constexpr int64_t kHugePage = 2_MiB;
+
+int64_t mapped_bytes(int64_t bytes) {
+  const int64_t page = bytes >= kHugePage ? kHugePage : static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+  return round_up(bytes, page);
+}
+
+/// Maps `bytes` zeros at a multiple of 2 MiB (`bytes` is one): maps 2 MiB more and gives back both ends. nullptr if
+/// the system refuses.
+void* map_huge_aligned(int64_t bytes) {
+  const auto length = static_cast<size_t>(bytes + kHugePage);
+  void* const raw = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (raw == MAP_FAILED) return nullptr;
+  char* const begin = static_cast<char*>(raw);
+  char* const end = begin + length;
+  const auto misaligned = reinterpret_cast<uintptr_t>(begin) % static_cast<uintptr_t>(kHugePage);
+  char* const data = misaligned == 0 ? begin : begin + (static_cast<uintptr_t>(kHugePage) - misaligned);
+  if (data != begin) munmap(begin, static_cast<size_t>(data - begin));
+  if (data + bytes != end) munmap(data + bytes, static_cast<size_t>(end - (data + bytes)));
+  return data;
+}
+
+/// Tells the kernel to take the pages of [data, data + bytes) from node `id`. Preferred, not strict: with a strict
+/// policy the kernel kills the process when the node is full, even if the neighbour has room.
+bool prefer_node(void* data, int64_t bytes, int id) {
+  constexpr int kBits = 8 * sizeof(unsigned long);
+  std::vector<unsigned long> nodes(static_cast<size_t>(id / kBits + 1), 0);
+  nodes.back() = 1ul << (id % kBits);
+  // The kernel reads one bit less than it is told.
+  return mbind(data, static_cast<unsigned long>(bytes), MPOL_PREFERRED, nodes.data(), nodes.size() * kBits + 1, 0) == 0;
+}
+
+}  // namespace
+
+Result<NodeBuffer> NodeBuffer::allocate(int64_t bytes, int node, const Topology& topology) {
+  ENSURE(node >= 0, "nodes are counted from 0");
+  if (bytes < 0) return fail(ErrorCode::kUsage, format("cannot allocate {} bytes", bytes));
+  NodeBuffer buffer;
+  buffer.node_ = node;
+  if (bytes == 0) return buffer;
+
+  const auto does_not_fit = [&] {
+    const MemoryLimit limit = available_memory();
+    return fail(ErrorCode::kDoesNotFit,
+                format("the system has no {} ({} bytes) for node {}: {} ({}); free memory, raise the limit, or use a "
+                       "smaller context or model",
+                       format_bytes(bytes), bytes, node, format_bytes(limit.bytes), limit.reason));
+  };
+  // Beyond any address space; also keeps the rounding below from overflowing.
+  if (bytes > (int64_t{1} << 56)) return does_not_fit();
+
+  const int64_t length = mapped_bytes(bytes);
+  void* data = nullptr;
+  if (length >= kHugePage) {
+    data = map_huge_aligned(length);
+  } else {
+    data = mmap(nullptr, static_cast<size_t>(length), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) data = nullptr;
+  }
+  if (data == nullptr) return does_not_fit();
+  buffer.data_ = static_cast<std::byte*>(data);
+  buffer.size_ = bytes;
+
+  // Refused where the kernel has no huge pages, which costs speed and nothing else; `doctor` reports it.
+  if (length >= kHugePage) madvise(data, static_cast<size_t>(length), MADV_HUGEPAGE);
+  if (topology.is_this_machine() && topology.nodes().size() > 1) {
+    const int id = topology.home(node).id;
+    if (!prefer_node(data, length, id))
+      log_warn("memory could not be bound to NUMA node {} ({}); it will be slower", id, std::strerror(errno));
+  }
+  return buffer;
+}
+
+NodeBuffer::~NodeBuffer() {
+  if (data_ != nullptr) munmap(data_, static_cast<size_t>(mapped_bytes(size_)));
+}
+
+}  // namespace cpuinfer::numa

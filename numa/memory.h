@@ -1,0 +1,63 @@
+// Memory that lives on one NUMA node. Hides mmap, mbind and huge pages.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "base/result.h"
+#include "numa/topology.h"
+
+namespace cpuinfer::numa {
+
+/// Move-only bytes that belong to one node: page-aligned (2 MiB-aligned from 2 MiB on), zero-filled, in transparent
+/// huge pages where the kernel allows them. Pages are taken at the first write. When the machine has more than one node
+/// the kernel is told to take them from that node; it takes them elsewhere rather than kill the process when the node
+/// is full, so plan before allocating. Not thread-safe to move; the bytes are plain memory.
+class NodeBuffer {
+ public:
+  /// An empty buffer: data() == nullptr, size() == 0.
+  NodeBuffer() = default;
+
+  /// `bytes` zeros on node `node` (an index, see Topology::home). Zero bytes give an empty buffer.
+  /// Errors: kUsage (negative), kDoesNotFit (the system has no such memory; the message has the numbers).
+  static Result<NodeBuffer> allocate(int64_t bytes, int node, const Topology& topology);
+
+  NodeBuffer(NodeBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)),
+        size_(std::exchange(other.size_, 0)),
+        node_(std::exchange(other.node_, 0)) {}
+  NodeBuffer& operator=(NodeBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    std::swap(node_, other.node_);
+    return *this;
+  }
+  NodeBuffer(const NodeBuffer&) = delete;
+  NodeBuffer& operator=(const NodeBuffer&) = delete;
+  ~NodeBuffer();
+
+  std::byte* data() { return data_; }
+  const std::byte* data() const { return data_; }
+  /// The bytes asked for.
+  int64_t size() const { return size_; }
+  /// The node asked for.
+  int node() const { return node_; }
+
+  /// The bytes as elements of T. REQUIRES: T is trivially copyable and valid when all its bytes are zero.
+  template <typename T>
+  T* as() {
+    return reinterpret_cast<T*>(data_);
+  }
+  template <typename T>
+  const T* as() const {
+    return reinterpret_cast<const T*>(data_);
+  }
+
+ private:
+  std::byte* data_ = nullptr;
+  int64_t size_ = 0;
+  int node_ = 0;
+};
+
+}  // namespace cpuinfer::numa

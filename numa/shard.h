@@ -1,0 +1,27 @@
+// The one rule that splits items over nodes and workers. The loader and the kernels' callers both use it, so what a
+// worker reads is what was placed next to it.
+#pragma once
+
+#include <cstdint>
+
+namespace cpuinfer::numa {
+
+/// Items begin, begin + 1, ..., end - 1.
+struct Range {
+  int64_t begin = 0;
+  int64_t end = 0;
+  constexpr int64_t count() const { return end - begin; }
+  friend bool operator==(Range, Range) = default;
+};
+
+/// The items of `part` when `count` items are cut into `parts` contiguous pieces, in order, without gaps. Sizes differ
+/// by at most one; the first `count % parts` pieces are the larger ones; pieces are empty when parts > count.
+/// REQUIRES: count >= 0, 0 <= part < parts.
+constexpr Range split(int64_t count, int parts, int part) {
+  const int64_t size = count / parts;
+  const int64_t larger = count % parts;
+  const int64_t begin = part * size + (part < larger ? part : larger);
+  return {begin, begin + size + (part < larger ? 1 : 0)};
+}
+
+}  // namespace cpuinfer::numa

@@ -1,0 +1,84 @@
+// The threads that compute. Hides OpenMP (team.cc has the only `#pragma omp` of the project) and pinning.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "base/result.h"
+#include "numa/barrier.h"
+#include "numa/shard.h"
+#include "numa/topology.h"
+
+namespace cpuinfer::numa {
+
+/// What one thread inside Team::run knows about itself. Ranks are grouped by node: node 0 has ranks 0, 1, ..., then
+/// node 1, and so on. Cheap to copy; valid during run() only.
+struct Worker {
+  int rank = 0, count = 1;                  ///< in the whole team
+  int node = 0, nodes = 1;                  ///< index of its node, 0 .. nodes-1
+  int rank_in_node = 0, count_in_node = 1;  ///< among the workers of its node
+
+  /// Returns when all workers of the team have called it: a phase boundary. What was written before is visible after.
+  /// Every worker must make the same number of calls.
+  void barrier() noexcept { team_barrier->wait(rank); }
+  /// This worker's part of `items`, by the one rule of shard.h.
+  Range share(int64_t items) const { return split(items, count, rank); }
+
+  Barrier* team_barrier = nullptr;
+};
+
+/// A fixed set of workers, pinned to physical cores and grouped by node. Create once, run() many times. run() is to be
+/// called by one thread at a time and not from inside run(); the calling thread is worker 0.
+class Team {
+ public:
+  /// threads: 0 = one per physical core of the nodes in use. nodes: 0 = all (as far as there are threads); a machine's
+  /// first `nodes` if it has more; if it has fewer, threads are dealt to that many simulated nodes, for tests.
+  /// Threads beyond the CPUs of a node share all its CPUs. A refused pinning is one warning, not an error.
+  /// Errors: kUsage (negative or absurd numbers, fewer threads than nodes), kRuntime (OpenMP gives fewer threads).
+  static Result<std::unique_ptr<Team>> create(const Topology& topology, int threads = 0, int nodes = 0);
+
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+  ~Team() = default;
+
+  int workers() const { return static_cast<int>(places_.size()); }
+  int nodes() const { return nodes_; }
+  /// Workers that were found where they were pinned. Less than workers() if the system refused, 0 on a synthetic
+  /// topology.
+  int pinned() const { return pinned_; }
+
+  /// Calls work(Worker&) once in every worker at the same time and returns when all have returned. During the call the
+  /// floating-point environment of every worker is round-to-nearest, no traps, subnormals are zero (FTZ and DAZ);
+  /// that and the affinity of the calling thread are as before afterwards. `work` must not throw (that terminates).
+  /// Allocates nothing.
+  template <typename F>
+  void run(F&& work) {
+    using Callable = std::remove_reference_t<F>;
+    run_erased([](const void* callable,
+                  Worker& worker) noexcept { (*static_cast<Callable*>(const_cast<void*>(callable)))(worker); },
+               std::addressof(work));
+  }
+
+ private:
+  /// Where one worker is. CPU masks are bit sets as the system wants them; Linux stops at 8192 CPUs on x86-64.
+  using CpuMask = std::array<unsigned long, 8192 / (8 * sizeof(unsigned long))>;
+  struct Place {
+    Worker worker;
+    CpuMask cpus{};  ///< where it may run; empty: anywhere
+  };
+  using Work = void (*)(const void* callable, Worker& worker) noexcept;
+
+  Team(std::vector<Place> places, int nodes, bool oversubscribed);
+  void run_erased(Work work, const void* callable);
+  void run_as(int rank, Work work, const void* callable);
+
+  std::vector<Place> places_;
+  int nodes_ = 1;
+  int pinned_ = 0;
+  std::unique_ptr<Barrier> barrier_;
+};
+
+}  // namespace cpuinfer::numa
