@@ -1,0 +1,114 @@
+#include "kernels/registry.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "base/check.h"
+#include "base/format.h"
+#include "kernels/reference/reference.h"
+
+namespace cpuinfer::kernels {
+namespace {
+
+constexpr Profile kDp = Profile::kDp;
+constexpr Profile kAmx = Profile::kAmx;
+
+// name, needs, profile, m_min, automatic, run
+constexpr GemmKernel kGemmKernels[] = {
+    {"reference", Isa::kNone, kAmx, 1, true, gemm_reference_amx},
+    {"reference", Isa::kNone, kDp, 1, true, gemm_reference_dp},
+};
+
+constexpr ElementwiseKernels kElementwiseKernels[] = {
+    {"reference", Isa::kNone, rms_norm_reference, norm_rope_reference, silu_mul_reference, softmax_leaf_reference,
+     merge_partial_reference, finish_attention_reference, scale_add_reference},
+};
+
+/// The names of the list, each once, in its order.
+std::string gemm_names() {
+  std::string names = "auto";
+  for (size_t i = 0; i < std::size(kGemmKernels); ++i) {
+    const std::string_view name = kGemmKernels[i].name;
+    const auto same = [&](const GemmKernel& row) { return row.name == name; };
+    if (std::none_of(kGemmKernels, kGemmKernels + i, same)) names += format(", {}", name);
+  }
+  return names;
+}
+
+const GemmKernel* find_gemm(std::string_view name, Profile profile) {
+  for (const GemmKernel& row : kGemmKernels)
+    if (row.name == name && row.profile == profile) return &row;
+  return nullptr;
+}
+
+/// The best row for products of `m` rows. There always is one: the reference needs nothing.
+const GemmKernel* best_gemm(Isa have, Profile profile, int m) {
+  for (const GemmKernel& row : kGemmKernels)
+    if (row.automatic && row.profile == profile && row.m_min <= m && covers(have, row.needs)) return &row;
+  ENSURE(false, "each automatic profile has a GEMM row without needs");
+}
+
+const ElementwiseKernels* best_elementwise(Isa have) {
+  for (const ElementwiseKernels& row : kElementwiseKernels)
+    if (covers(have, row.needs)) return &row;
+  ENSURE(false, "the last elementwise row has no needs");
+}
+
+/// The row asked for by name; the profile it is to have follows from `numerics`.
+Result<const GemmKernel*> named_gemm(Isa have, const KernelRequest& request, Profile profile) {
+  const GemmKernel* row = find_gemm(request.gemm, profile);
+  if (row == nullptr) {
+    const auto same = [&](const GemmKernel& other) { return other.name == request.gemm; };
+    row = std::find_if(std::begin(kGemmKernels), std::end(kGemmKernels), same);
+    if (row == std::end(kGemmKernels))
+      return fail(ErrorCode::kUsage,
+                  format("unknown GEMM kernel \"{}\": expected one of {}", request.gemm, gemm_names()));
+    if (request.numerics != "auto")
+      return fail(
+          ErrorCode::kUsage,
+          format("GEMM kernel \"{}\" computes the numeric profile \"{}\", but \"{}\" was asked for: drop one of "
+                 "the two",
+                 row->name, profile_name(row->profile), request.numerics));
+  }
+  if (!covers(have, row->needs))
+    return fail(ErrorCode::kUnsupported, format("GEMM kernel \"{}\" needs {}, but this run may use {}", row->name,
+                                                isa_names(row->needs), isa_names(have)));
+  return row;
+}
+
+}  // namespace
+
+const char* profile_name(Profile profile) {
+  switch (profile) {
+    case Profile::kDp: return "dp";
+    case Profile::kAmx: return "amx";
+    case Profile::kOneDnn: return "onednn";
+  }
+  return "";
+}
+
+std::span<const GemmKernel> gemm_kernels() { return kGemmKernels; }
+std::span<const ElementwiseKernels> elementwise_kernels() { return kElementwiseKernels; }
+
+const GemmKernel& Kernels::gemm(int m) const { return m < kSmallM ? *gemm_small : *gemm_large; }
+
+Result<Kernels> select_kernels(Isa have, const KernelRequest& request) {
+  Profile profile = covers(have, Isa::kAmxBf16) ? kAmx : kDp;
+  if (request.numerics == "dp") {
+    profile = kDp;
+  } else if (request.numerics == "amx") {
+    profile = kAmx;
+  } else if (request.numerics != "auto") {
+    return fail(ErrorCode::kUsage,
+                format("unknown numeric profile \"{}\": expected one of auto, dp, amx", request.numerics));
+  }
+
+  const ElementwiseKernels* elementwise = best_elementwise(have);
+  if (request.gemm == "auto")
+    return Kernels{profile, best_gemm(have, profile, 1), best_gemm(have, profile, kSmallM), elementwise};
+  TRY_ASSIGN(const GemmKernel* const row, named_gemm(have, request, profile));
+  return Kernels{row->profile, row, row, elementwise};
+}
+
+}  // namespace cpuinfer::kernels
