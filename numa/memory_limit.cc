@@ -141,7 +141,7 @@ void look_at_hierarchy(MemoryLimit& least, const fs::path& root, const Hierarchy
   if (!group.has_filename()) group = group.parent_path();
   if (!inside_top(group)) group = normal_top;
   for (;; group = group.parent_path()) {
-    const std::string shown = "/" + group.lexically_relative(root).string();
+    const std::string shown = format("/{}", group.lexically_relative(root).string());
     if (hierarchy.v2) {
       look_at_limit(least, group, shown, "memory.max", "memory.current", "");
       look_at_limit(least, group, shown, "memory.high", "memory.current", "");
