@@ -83,7 +83,7 @@ struct SiluMul {
   const float* gate_up;  ///< [2 * n]
   int n;                 ///< multiple of 8
   bf16* out;             ///< [out_count]; elements n..out_count-1 become zero
-  int out_count;         ///< >= n, multiple of 32
+  int out_count;         ///< >= n, multiple of 8
 };
 
 /// Softmax of one row of attention scores inside one leaf of kLeafTokens tokens.
@@ -137,10 +137,11 @@ inline constexpr int kLeafTokens = 256;
 ///   x = min(127, x); t = rint(x) (half to even); f = x - t;
 ///   p = c6; p = fma(p, f, c5); ... fma(p, f, c0); result = bits(p) + (int(t) << 23); +0 if x < -126.
 /// Relative error < 2^-23.6 on [-126, 127]; exp2(0) = 1 exactly. Degree-6 minimax polynomial of the relative error.
-inline constexpr float kExp2Coefficients[7] = {
+/// (These two are not `inline`: kernel objects may hold no symbol that the linker shares between files.)
+constexpr float kExp2Coefficients[7] = {
     0x1.000000p+0f, 0x1.62e430p-1f, 0x1.ebfbdap-3f, 0x1.c6aed4p-5f, 0x1.3b2dbcp-7f, 0x1.5f456ap-10f, 0x1.41d334p-13f,
 };
-inline constexpr float kLog2e = 0x1.715476p+0f;
+constexpr float kLog2e = 0x1.715476p+0f;
 /// The scalar form, for code outside kernels (sampler).
 float exp2_scalar(float x) noexcept;
 

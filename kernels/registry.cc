@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/format.h"
+#include "kernels/portable/portable.h"
 #include "kernels/reference/reference.h"
 
 namespace cpuinfer::kernels {
@@ -16,11 +17,15 @@ constexpr Profile kAmx = Profile::kAmx;
 
 // name, needs, profile, m_min, automatic, run
 constexpr GemmKernel kGemmKernels[] = {
+    {"portable", Isa::kAvx2, kAmx, 1, true, gemm_portable_amx},
+    {"portable", Isa::kAvx2, kDp, 1, true, gemm_portable_dp},
     {"reference", Isa::kNone, kAmx, 1, true, gemm_reference_amx},
     {"reference", Isa::kNone, kDp, 1, true, gemm_reference_dp},
 };
 
 constexpr ElementwiseKernels kElementwiseKernels[] = {
+    {"portable", Isa::kAvx2, rms_norm_portable, norm_rope_portable, silu_mul_portable, softmax_leaf_portable,
+     merge_partial_portable, finish_attention_portable, scale_add_portable},
     {"reference", Isa::kNone, rms_norm_reference, norm_rope_reference, silu_mul_reference, softmax_leaf_reference,
      merge_partial_reference, finish_attention_reference, scale_add_reference},
 };
