@@ -11,9 +11,11 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
@@ -53,7 +55,15 @@ class GuardedBuffer {
     data_ = reinterpret_cast<T*>(static_cast<char*>(map_) + front_bytes_);
     for (int64_t i = 0; i < count; ++i) data_[i] = fill;
   }
-  ~GuardedBuffer() { munmap(map_, map_bytes_); }
+  GuardedBuffer(GuardedBuffer&& other) noexcept
+      : count_(other.count_),
+        map_(std::exchange(other.map_, nullptr)),
+        map_bytes_(other.map_bytes_),
+        front_bytes_(other.front_bytes_),
+        data_(other.data_) {}
+  ~GuardedBuffer() {
+    if (map_ != nullptr) munmap(map_, map_bytes_);
+  }
   GuardedBuffer(const GuardedBuffer&) = delete;
   GuardedBuffer& operator=(const GuardedBuffer&) = delete;
 
