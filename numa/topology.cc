@@ -9,6 +9,10 @@
 
 #include "base/format.h"
 
+#ifndef CPUINFER_TEAM_THREADS
+#include <omp.h>
+#endif
+
 namespace cpuinfer::numa {
 namespace {
 
@@ -101,6 +105,27 @@ std::vector<int> cores_first(hwloc_topology_t topology, hwloc_const_bitmap_t cpu
   return order;
 }
 
+/// The CPUs that the calling thread may run on. OMP_PROC_BIND and OMP_PLACES make OpenMP bind the initial thread to
+/// the first place before main() starts; then all places together are what the process may use.
+Bitmap bound_cpus(hwloc_topology_t topology) {
+  Bitmap bound(hwloc_bitmap_alloc());
+  if (hwloc_get_cpubind(topology, bound.get(), HWLOC_CPUBIND_THREAD) != 0) hwloc_bitmap_fill(bound.get());
+#ifndef CPUINFER_TEAM_THREADS
+  const auto add_place = [](hwloc_bitmap_s* set, int place) {
+    std::vector<int> cpus(static_cast<size_t>(omp_get_place_num_procs(place)));
+    omp_get_place_proc_ids(place, cpus.data());
+    for (int cpu : cpus) hwloc_bitmap_set(set, static_cast<unsigned>(cpu));
+  };
+  if (const int place = omp_get_place_num(); place >= 0) {
+    const Bitmap here(hwloc_bitmap_alloc());
+    add_place(here.get(), place);
+    if (hwloc_bitmap_isequal(here.get(), bound.get()))
+      for (int other = 0; other < omp_get_num_places(); ++other) add_place(bound.get(), other);
+  }
+#endif
+  return bound;
+}
+
 }  // namespace
 
 /// Fills a Topology from a loaded hwloc topology.
@@ -115,9 +140,8 @@ class TopologyReader {
     // hwloc already leaves out what the cpuset forbids; the affinity mask (taskset, a batch system) it does not.
     const Bitmap usable(hwloc_bitmap_dup(hwloc_topology_get_allowed_cpuset(source)));
     if (is_this_machine) {
-      const Bitmap bound(hwloc_bitmap_alloc());
-      if (hwloc_get_cpubind(source, bound.get(), HWLOC_CPUBIND_THREAD) == 0)
-        hwloc_bitmap_and(usable.get(), usable.get(), bound.get());
+      const Bitmap bound = bound_cpus(source);
+      hwloc_bitmap_and(usable.get(), usable.get(), bound.get());
     }
 
     for (hwloc_obj_t object = nullptr;

@@ -233,3 +233,13 @@ TEST_CASE("numbers that make no sense are usage errors") {
   CHECK(message(2, 3) ==
         "2 threads cannot serve 3 nodes: every node needs a thread; use at least 3 threads or at most 2 nodes");
 }
+
+// Run by its own ctest case with OMP_THREAD_LIMIT=1 in the environment, which OpenMP reads before main().
+TEST_CASE("fewer threads than asked for is an error" * doctest::skip()) {
+  const auto team = Team::create(synthetic("numa:1 core:4 pu:1"), 0, 0);
+  REQUIRE_FALSE(team.has_value());
+  CHECK(team.error().code == ErrorCode::kRuntime);
+  CHECK(team.error().message ==
+        "OpenMP gave fewer than the 4 threads asked for; look at OMP_THREAD_LIMIT and `ulimit -u`, or ask for fewer "
+        "threads");
+}
