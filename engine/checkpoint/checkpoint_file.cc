@@ -1,0 +1,72 @@
+#include "engine/checkpoint/checkpoint_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+
+#include "base/format.h"
+#include "base/types.h"
+
+namespace cpuinfer::checkpoint {
+namespace {
+
+std::string error_text(int error) { return std::generic_category().message(error); }
+
+}  // namespace
+
+Result<InputFile> InputFile::open(const std::filesystem::path& path) {
+  // O_NONBLOCK: opening a pipe without a writer would wait for ever; it has no effect on regular files.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (descriptor < 0) {
+    const int error = errno;
+    if (error == EMFILE || error == ENFILE)
+      return fail(ErrorCode::kRuntime,
+                  format("{}: cannot be opened: {} (raise `ulimit -n`)", path.string(), error_text(error)));
+    return fail(ErrorCode::kNotFound, format("{}: cannot be opened: {}", path.string(), error_text(error)));
+  }
+  InputFile file(path, descriptor, 0);
+  struct stat status{};
+  if (::fstat(descriptor, &status) != 0)
+    return fail(ErrorCode::kRuntime, format("{}: fstat failed: {}", path.string(), error_text(errno)));
+  if (!S_ISREG(status.st_mode))
+    return fail(ErrorCode::kBadInput, format("{}: expected a regular file, found a {}", path.string(),
+                                             S_ISDIR(status.st_mode) ? "directory" : "device, pipe or socket"));
+  file.bytes_ = status.st_size;
+  return file;
+}
+
+InputFile::~InputFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+Result<void> InputFile::read(int64_t offset, int64_t bytes, char* out) const {
+  int64_t done = 0;
+  while (done < bytes) {
+    const ssize_t got = ::pread(descriptor_, out + done, static_cast<size_t>(bytes - done), offset + done);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0)
+      return fail(ErrorCode::kRuntime,
+                  format("{}: read error at byte {}: {}", path_.string(), offset + done, error_text(errno)));
+    if (got == 0)
+      return fail(ErrorCode::kBadInput, format("{}: ends at byte {}, expected {} bytes: the file became shorter while "
+                                               "it was read",
+                                               path_.string(), offset + done, offset + bytes));
+    done += got;
+  }
+  return {};
+}
+
+Result<std::string> read_whole_file(const std::filesystem::path& path, int64_t max_bytes) {
+  TRY_ASSIGN(const InputFile file, InputFile::open(path));
+  if (file.bytes() > max_bytes)
+    return fail(ErrorCode::kBadInput, format("{}: is {} long, expected at most {}", path.string(),
+                                             format_bytes(file.bytes()), format_bytes(max_bytes)));
+  std::string text(static_cast<size_t>(file.bytes()), '\0');
+  TRY(file.read(0, file.bytes(), text.data()));
+  return text;
+}
+
+}  // namespace cpuinfer::checkpoint
