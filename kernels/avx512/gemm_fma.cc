@@ -1,0 +1,131 @@
+// Matrix product by widening: a 64-byte line of weights (a k pair for 16 outputs) becomes two vectors of 16 float32 by
+// a shift (even terms) and a mask (odd terms), each multiplied by a broadcast float32 of a. Products of two bf16 are
+// exact in float32, so a chain of fused multiply-adds gives the bits of VDPBF16PS or TDPBF16PS, depending on its order.
+#include "kernels/avx512/avx512.h"
+#include "kernels/avx512/row_blocks.h"
+
+namespace cpuinfer::kernels {
+namespace {
+
+[[gnu::always_inline]] inline __m512 even_terms(const bf16* line) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_load_si512(line), 16));
+}
+// A masked load and not a mask of the loaded line: the compiler then needs no register for the line or for the mask.
+[[gnu::always_inline]] inline __m512 odd_terms(const bf16* line) {
+  return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(0xaaaaaaaau, line));
+}
+
+/// What both orders have in common: a in float32.
+struct Widening {
+  using Term = float;
+  static constexpr int kMaxRows = 14;
+
+  [[gnu::always_inline]] static inline void load_terms(const bf16* a, int terms, float* out) {
+    for (int i = 0; i < terms; i += 16) {
+      const __m256i half = _mm256_load_si256(reinterpret_cast<const __m256i*>(a + i));
+      _mm512_store_si512(out + i, _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    }
+  }
+};
+
+struct DpOrder : Widening {
+  // One chain per output: with few rows, more units hide the latency of the additions.
+  static constexpr int units(int rows) { return rows <= 3 ? 4 : 2; }
+
+  template <int kRows, int kUnits, int kRowTerms>
+  [[gnu::always_inline]] static inline void multiply(const float* a, const Piece& piece, float* sums) {
+    __m512 c[kUnits * kRows];
+#pragma GCC unroll 32
+    for (int i = 0; i < kUnits * kRows; ++i) c[i] = _mm512_load_ps(sums + i * 16);
+
+    const bf16* w = piece.w;
+    for (int tile = 0; tile < piece.tiles; ++tile) {
+      const char* ahead[kUnits];
+#pragma GCC unroll 4
+      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile + kTilesAhead);
+#pragma GCC unroll 1
+      for (int line = 0; line < kTileLines; ++line) {
+        __m512 v[kUnits];
+#pragma GCC unroll 4
+        for (int u = 0; u < kUnits; ++u) {
+          _mm_prefetch(ahead[u] + line * 64, _MM_HINT_T0);
+          v[u] = odd_terms(w + u * piece.unit_stride);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          const __m512 term = _mm512_set1_ps(a[r * kRowTerms + 1]);
+#pragma GCC unroll 4
+          for (int u = 0; u < kUnits; ++u) c[u * kRows + r] = _mm512_fmadd_ps(term, v[u], c[u * kRows + r]);
+        }
+#pragma GCC unroll 4
+        for (int u = 0; u < kUnits; ++u) v[u] = even_terms(w + u * piece.unit_stride);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          const __m512 term = _mm512_set1_ps(a[r * kRowTerms]);
+#pragma GCC unroll 4
+          for (int u = 0; u < kUnits; ++u) c[u * kRows + r] = _mm512_fmadd_ps(term, v[u], c[u * kRows + r]);
+        }
+        w += kLineElements;
+        a += 2;
+      }
+    }
+#pragma GCC unroll 32
+    for (int i = 0; i < kUnits * kRows; ++i) _mm512_store_ps(sums + i * 16, c[i]);
+  }
+};
+
+struct AmxOrder : Widening {
+  // Two chains per output.
+  static constexpr int units(int rows) { return rows <= 3 ? 4 : rows <= 7 ? 2 : 1; }
+
+  template <int kRows, int kUnits, int kRowTerms>
+  [[gnu::always_inline]] static inline void multiply(const float* a, const Piece& piece, float* sums) {
+    const bf16* w = piece.w;
+    for (int tile = 0; tile < piece.tiles; ++tile) {
+      const char* ahead[kUnits];
+#pragma GCC unroll 4
+      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile + kTilesAhead);
+      __m512 even[kUnits * kRows];
+      __m512 odd[kUnits * kRows];
+#pragma GCC unroll 32
+      for (int i = 0; i < kUnits * kRows; ++i) even[i] = odd[i] = _mm512_setzero_ps();
+#pragma GCC unroll 1
+      for (int line = 0; line < kTileLines; ++line) {
+        __m512 v[kUnits];
+#pragma GCC unroll 4
+        for (int u = 0; u < kUnits; ++u) {
+          _mm_prefetch(ahead[u] + line * 64, _MM_HINT_T0);
+          v[u] = odd_terms(w + u * piece.unit_stride);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          const __m512 term = _mm512_set1_ps(a[r * kRowTerms + 1]);
+#pragma GCC unroll 4
+          for (int u = 0; u < kUnits; ++u) odd[u * kRows + r] = _mm512_fmadd_ps(term, v[u], odd[u * kRows + r]);
+        }
+#pragma GCC unroll 4
+        for (int u = 0; u < kUnits; ++u) v[u] = even_terms(w + u * piece.unit_stride);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          const __m512 term = _mm512_set1_ps(a[r * kRowTerms]);
+#pragma GCC unroll 4
+          for (int u = 0; u < kUnits; ++u) even[u * kRows + r] = _mm512_fmadd_ps(term, v[u], even[u * kRows + r]);
+        }
+        w += kLineElements;
+        a += 2;
+      }
+#pragma GCC unroll 32
+      for (int i = 0; i < kUnits * kRows; ++i) {
+        const __m512 block = _mm512_add_ps(even[i], odd[i]);
+        _mm512_store_ps(sums + i * 16, _mm512_add_ps(_mm512_load_ps(sums + i * 16), block));
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void gemm_avx512_fma_dp(const Gemm& gemm) noexcept { gemm_by_row_blocks<DpOrder>(gemm); }
+void gemm_avx512_fma_amx(const Gemm& gemm) noexcept { gemm_by_row_blocks<AmxOrder>(gemm); }
+
+}  // namespace cpuinfer::kernels
