@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/format.h"
+#include "kernels/onednn/onednn.h"
 #include "kernels/portable/portable.h"
 #include "kernels/reference/reference.h"
 
@@ -21,6 +22,8 @@ constexpr GemmKernel kGemmKernels[] = {
     {"portable", Isa::kAvx2, kDp, 1, true, gemm_portable_dp},
     {"reference", Isa::kNone, kAmx, 1, true, gemm_reference_amx},
     {"reference", Isa::kNone, kDp, 1, true, gemm_reference_dp},
+    // oneDNN 2.6 has bf16 for CPUs with AVX-512 only.
+    {"onednn", Isa::kAvx512, Profile::kOneDnn, 1, false, gemm_onednn},
 };
 
 constexpr ElementwiseKernels kElementwiseKernels[] = {
