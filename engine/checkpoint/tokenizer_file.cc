@@ -46,9 +46,9 @@ int byte_of_char(char32_t code_point) {
   return code_point < kInverse.size() ? kInverse[code_point] : -1;
 }
 
-std::string quoted(std::string_view text) {
-  constexpr size_t kLongest = 80;
-  return to_json_text(Json(std::string(text.substr(0, kLongest)) + (text.size() > kLongest ? "..." : "")));
+// As a JSON string, cut so that a hostile file cannot make a message of megabytes.
+std::string quoted(std::string_view text, size_t longest = 80) {
+  return to_json_text(Json(std::string(text.substr(0, longest)) + (text.size() > longest ? "..." : "")));
 }
 
 // Short form of any value for messages: "null", "\"NFKC\"", "an object of type \"Sequence\"".
@@ -129,9 +129,11 @@ class Reader {
       return unsupported(format("pre_tokenizer: expected \"Split\" first, found {}", describe(&split)));
     const Json* pattern = split.find("pattern");
     const Json* regex = pattern != nullptr ? pattern->find("Regex") : nullptr;
-    if (regex == nullptr || !regex->is_string() || regex->as_string() != kQwenWordPattern)
-      return unsupported(format("pre_tokenizer: unknown pattern {}, expected {}",
-                                describe(regex != nullptr ? regex : pattern), quoted(kQwenWordPattern)));
+    if (regex == nullptr || !regex->is_string())
+      return unsupported(format("pre_tokenizer: expected a pattern \"Regex\", found {}", describe(pattern)));
+    if (regex->as_string() != kQwenWordPattern)
+      return unsupported(format("pre_tokenizer: unknown pattern {}, expected {}", quoted(regex->as_string(), 500),
+                                quoted(kQwenWordPattern, 500)));
     const Json* behavior = split.find("behavior");
     if (behavior == nullptr || !behavior->is_string() || behavior->as_string() != "Isolated")
       return unsupported(format("pre_tokenizer: Split behavior {}, expected \"Isolated\"", describe(behavior)));

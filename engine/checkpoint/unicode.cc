@@ -32,7 +32,11 @@ CharClass find_char_class(char32_t code_point) {
 
 constexpr size_t kSmall = 0x500;  // Latin, Greek and Cyrillic: one array access
 
-bool is_inert(char32_t code_point) { return code_point >= kSmall && contains(kInertRanges, code_point); }
+// U+11A7 is one below the first final consonant of Hangul and composes with nothing, but utf8proc 2.8 takes it for
+// "no final consonant" and swallows it after a syllable.
+bool is_inert(char32_t code_point) {
+  return code_point >= kSmall && (code_point == 0x11A7 || contains(kInertRanges, code_point));
+}
 
 int combining_class(int32_t code_point) {
   return utf8proc_get_property(code_point)->combining_class;  // never null: unassigned has an entry
