@@ -10,9 +10,9 @@ namespace cpuinfer {
 
 using TokenId = int32_t;
 
-/// bfloat16 as bits: the upper half of an IEEE binary32.
+/// bfloat16 as bits: the upper half of an IEEE binary32. Trivial; bf16{} is +0.
 struct bf16 {
-  uint16_t bits = 0;
+  uint16_t bits;
   friend bool operator==(bf16, bf16) = default;
 };
 static_assert(sizeof(bf16) == 2);

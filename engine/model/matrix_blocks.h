@@ -1,0 +1,46 @@
+// How a worker walks through its part of a packed matrix product.
+#pragma once
+
+#include <algorithm>
+
+#include "engine/model/ops.h"
+
+namespace cpuinfer::model {
+
+/// Some units of a matrix (all on the worker's node) times some rows.
+struct MatrixBlock {
+  numa::Range units;
+  int first_row = 0;
+  int row_count = 0;
+};
+
+/// Units per block: few enough that the packed weights stay in the second-level cache while row blocks go by, and that
+/// a block of outputs fits WorkerScratch::block. One row reads every weight once, so its blocks only need the latter.
+inline int64_t units_per_block(const PackedMatrix& matrix) {
+  constexpr int64_t kWeightBytes = 512 * 1024;
+  const int64_t unit_bytes = matrix.unit_elements() * static_cast<int64_t>(sizeof(bf16));
+  return std::clamp<int64_t>(kWeightBytes / unit_bytes, 1, kBlockOutputs / kernels::kUnitOutputs);
+}
+
+/// The units of `matrix` that this worker computes: its share of what lies on its node.
+inline numa::Range worker_units(const Lane& lane, const PackedMatrix& matrix) {
+  const numa::Range shard = matrix.shard(lane.worker.node).units;
+  const numa::Range share = numa::split(shard.count(), lane.worker.count_in_node, lane.worker.rank_in_node);
+  return {shard.begin + share.begin, shard.begin + share.end};
+}
+
+/// Calls body(MatrixBlock) for rows 0..count-1 and `units`, weights outermost.
+template <typename Body>
+void for_each_block(numa::Range units, int64_t block_units, int count, Body&& body) {
+  for (int64_t unit = units.begin; unit < units.end; unit += block_units) {
+    const numa::Range block = {unit, std::min(unit + block_units, units.end)};
+    for (int row = 0; row < count; row += kRowBlock) body(MatrixBlock{block, row, std::min(kRowBlock, count - row)});
+  }
+}
+
+template <typename Body>
+void for_each_block(const Lane& lane, const PackedMatrix& matrix, int count, Body&& body) {
+  for_each_block(worker_units(lane, matrix), units_per_block(matrix), count, body);
+}
+
+}  // namespace cpuinfer::model

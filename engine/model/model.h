@@ -1,0 +1,60 @@
+// A model: its numbers, its weights, its forward pass. And the list of architectures.
+#pragma once
+
+#include <memory>
+
+#include "base/json.h"
+#include "base/result.h"
+#include "engine/model/batch.h"
+#include "engine/model/config.h"
+#include "engine/model/kv_cache.h"
+#include "engine/model/ops.h"
+#include "engine/model/weights.h"
+#include "engine/model/workspace.h"
+#include "kernels/registry.h"
+#include "numa/team.h"
+
+namespace cpuinfer::model {
+
+/// Version of everything that decides bits: orders of accumulation, leaf and superblock sizes, segments, exp2,
+/// roundings. Raised whenever the same request would give other bits than before (docs/numerics.md).
+inline constexpr int kNumericsVersion = 1;
+
+/// What a forward pass runs on.
+struct Runtime {
+  numa::Team& team;
+  const kernels::Kernels& kernels;
+};
+
+/// Owned by the engine; created without weight memory, filled by load::load_weights, immutable afterwards. forward() is
+/// for one thread at a time.
+class Model {
+ public:
+  virtual ~Model() = default;
+  virtual const ModelConfig& config() const = 0;
+
+  /// Calls visitor(spec) for every weight, in the order of use: the one list that planner, checker, loader and
+  /// `synth` share.
+  virtual void visit_weights(const WeightVisitor& visitor) = 0;
+
+  /// One step: appends keys and values of all rows to the cache and computes workspace.logits[i] [vocab] float32 for
+  /// batch.logit_rows[i].
+  /// REQUIRES: weights loaded; the batch fits workspace.limits; token ids below vocab; pages cover all positions.
+  virtual void forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& workspace) = 0;
+};
+
+/// One row per model family.
+struct Architecture {
+  const char* hf_name;  ///< "Qwen3MoeForCausalLM": architectures[0] of config.json
+  /// nodes: how many memory nodes the weights will be split over.
+  std::unique_ptr<Model> (*create)(const ModelConfig& config, int nodes);
+};
+std::span<const Architecture> architectures();
+
+/// The model of config.architecture. kUnsupported with the list of names if there is none.
+Result<std::unique_ptr<Model>> create_model(const ModelConfig& config, int nodes);
+
+/// Bytes of packed weights on one node, and of float32 vectors (counted once, on node 0).
+int64_t weight_bytes(Model& model, int node);
+
+}  // namespace cpuinfer::model

@@ -1,0 +1,89 @@
+#include "engine/model/ops.h"
+
+#include <algorithm>
+
+#include "engine/model/matrix_blocks.h"
+#include "kernels/pack.h"
+
+namespace cpuinfer::model {
+namespace {
+
+// y[begin..end) += bias, clipped to the outputs that exist.
+void add_bias(float* y, const std::vector<float>& bias, int64_t begin, int64_t end) {
+  end = std::min(end, static_cast<int64_t>(bias.size()));
+  for (int64_t i = begin; i < end; ++i) y[i] += bias[i];
+}
+
+void multiply(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, const std::vector<float>& bias,
+              Rows<float> c, bool accumulate) {
+  for_each_block(lane, matrix, count, [&](const MatrixBlock& block) {
+    for (int segment = 0; segment < matrix.segments(); ++segment) {
+      const kernels::Gemm gemm = {
+          .m = block.row_count,
+          .n = static_cast<int>(block.units.count()) * kernels::kUnitOutputs,
+          .k = round_up(matrix.segment_terms(segment), kernels::kTileTerms),
+          .a = a[block.first_row] + int64_t{segment} * matrix.segment_stride(),
+          .a_stride = a.stride,
+          .w = matrix.unit(lane.worker.node, segment, block.units.begin),
+          .w_unit_stride = matrix.unit_elements(),
+          .c = c[block.first_row] + block.units.begin * kernels::kUnitOutputs,
+          .c_stride = c.stride,
+          .accumulate = accumulate || segment > 0,
+      };
+      lane.kernels.gemm(gemm.m).run(gemm);
+    }
+    if (bias.empty()) return;
+    for (int row = block.first_row; row < block.first_row + block.row_count; ++row)
+      add_bias(c[row], bias, block.units.begin * kernels::kUnitOutputs, block.units.end * kernels::kUnitOutputs);
+  });
+  lane.worker.barrier();
+}
+
+}  // namespace
+
+void embed(Lane& lane, std::span<const TokenId> tokens, const PackedMatrix& embedding, Rows<float> residual) {
+  const numa::Range share = lane.worker.share(static_cast<int64_t>(tokens.size()));
+  for (int64_t t = share.begin; t < share.end; ++t) {
+    embedding.read_output(tokens[t], lane.scratch.embedding);
+    for (int i = 0; i < embedding.terms(); ++i) residual[t][i] = to_float(lane.scratch.embedding[i]);
+  }
+  lane.worker.barrier();
+}
+
+void rms_norm(Lane& lane, Rows<float> x, const int* pick, int count, const std::vector<float>& weight, float eps,
+              Rows<bf16> out) {
+  const int width = static_cast<int>(weight.size());
+  const numa::Range share = lane.worker.share(count);
+  for (int64_t t = share.begin; t < share.end; ++t) {
+    lane.kernels.elementwise->rms_norm({.x = x[pick == nullptr ? t : pick[t]],
+                                        .weight = weight.data(),
+                                        .n = width,
+                                        .eps = eps,
+                                        .out = out[t],
+                                        .out_count = round_up(width, kernels::kTileTerms)});
+  }
+  lane.worker.barrier();
+}
+
+void linear(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, const std::vector<float>& bias,
+            Rows<float> c) {
+  multiply(lane, a, count, matrix, bias, c, false);
+}
+
+void linear_add(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, const std::vector<float>& bias,
+                Rows<float> residual) {
+  multiply(lane, a, count, matrix, bias, residual, true);
+}
+
+void silu_mul(Lane& lane, Rows<float> gate_up, int count, int intermediate, Rows<bf16> hidden) {
+  const numa::Range share = lane.worker.share(count);
+  for (int64_t t = share.begin; t < share.end; ++t) {
+    lane.kernels.elementwise->silu_mul({.gate_up = gate_up[t],
+                                        .n = round_up(intermediate, 8),
+                                        .out = hidden[t],
+                                        .out_count = round_up(intermediate, kernels::kTileTerms)});
+  }
+  lane.worker.barrier();
+}
+
+}  // namespace cpuinfer::model

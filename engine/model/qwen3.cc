@@ -1,0 +1,204 @@
+#include "engine/model/qwen3.h"
+
+#include "base/format.h"
+
+namespace cpuinfer::model {
+namespace {
+
+// Terms in one accumulation chain of the router: short chains let its few outputs keep many workers busy.
+constexpr int kRouterSegmentTerms = 256;
+
+struct Layer {
+  std::vector<float> attention_norm;        // [hidden]
+  PackedMatrix qkv;                         // [kv_heads * (group + 2) * head_dim, hidden]
+  std::vector<float> qkv_bias;              // [outputs of qkv] or empty
+  std::vector<float> query_norm, key_norm;  // [head_dim]
+  PackedMatrix output;                      // [hidden, heads * head_dim], a segment per kv head
+  std::vector<float> output_bias;           // [hidden] or empty
+  std::vector<float> mlp_norm;              // [hidden]
+  // A mixture of experts ...
+  PackedMatrix router;  // [experts, hidden]
+  std::vector<Expert> experts;
+  // ... or a dense MLP.
+  Expert mlp;
+};
+
+class Qwen3 final : public Model {
+ public:
+  Qwen3(const ModelConfig& config, int nodes) : config_(config), layers_(config.layers) {
+    const int group = config.heads / config.kv_heads;
+    const auto expert = [&](int intermediate) {
+      return Expert{PackedMatrix(2 * round_up(intermediate, 8), config.hidden, 0, nodes),
+                    PackedMatrix(config.hidden, intermediate, 0, nodes)};
+    };
+    embedding_ = PackedMatrix(config.vocab, config.hidden, 0, nodes);
+    if (!config.tied_embeddings) lm_head_ = embedding_;
+    for (int l = 0; l < config.layers; ++l) {
+      Layer& layer = layers_[l];
+      layer.qkv = PackedMatrix((config.heads + 2 * config.kv_heads) * config.head_dim, config.hidden, 0, nodes);
+      layer.output = PackedMatrix(config.hidden, config.heads * config.head_dim, group * config.head_dim, nodes);
+      if (config.moe_layers[l]) {
+        layer.router = PackedMatrix(config.experts, config.hidden, kRouterSegmentTerms, nodes);
+        layer.experts.assign(config.experts, expert(config.moe_intermediate));
+      } else {
+        layer.mlp = expert(config.intermediate);
+      }
+    }
+  }
+
+  const ModelConfig& config() const override { return config_; }
+  void visit_weights(const WeightVisitor& visitor) override;
+  void forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& workspace) override;
+
+ private:
+  void forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Workspace& ws);
+
+  ModelConfig config_;
+  PackedMatrix embedding_;  // [vocab, hidden]
+  std::vector<Layer> layers_;
+  std::vector<float> final_norm_;  // [hidden]
+  PackedMatrix lm_head_;           // [vocab, hidden], empty if tied
+  AttentionPlan attention_plan_;   // of the step that runs
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The forward pass.
+
+void Qwen3::forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& ws) {
+  make_attention_plan(config_, batch, attention_plan_);
+  const PackedMatrix& lm_head = config_.tied_embeddings ? embedding_ : lm_head_;
+  const int logit_rows = static_cast<int>(batch.logit_rows.size());
+
+  runtime.team.run([&](numa::Worker& worker) {
+    Lane lane{worker, runtime.kernels, ws.workers[worker.rank]};
+    rope_tables(lane, batch, ws.cos, ws.sin);
+    embed(lane, batch.tokens, embedding_, ws.residual);
+    for (int l = 0; l < config_.layers; ++l) forward_layer(lane, batch, l, kv, ws);
+    rms_norm(lane, ws.residual, batch.logit_rows.data(), logit_rows, final_norm_, config_.rms_eps, ws.final_normed);
+    if (logit_rows > 0) linear(lane, ws.final_normed, logit_rows, lm_head, {}, ws.logits);
+  });
+}
+
+void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Workspace& ws) {
+  const Layer& layer = layers_[l];
+  const int rows = batch.rows();
+  const float eps = config_.rms_eps;
+
+  // Attention.
+  rms_norm(lane, ws.residual, nullptr, rows, layer.attention_norm, eps, ws.normed);
+  linear(lane, ws.normed, rows, layer.qkv, layer.qkv_bias, ws.qkv);
+  split_heads(lane, config_, batch, l, ws.qkv, {layer.query_norm, layer.key_norm, eps}, ws.cos, ws.sin, ws.queries, kv);
+  attention(lane, config_, batch, attention_plan_, l, kv, ws);
+  linear_add(lane, ws.attention, rows, layer.output, layer.output_bias, ws.residual);
+
+  // Mixture of experts, or MLP.
+  rms_norm(lane, ws.residual, nullptr, rows, layer.mlp_norm, eps, ws.normed);
+  if (config_.moe_layers[l]) {
+    const Rows<bf16> hidden = {ws.intermediate.data, round_up(config_.moe_intermediate, kernels::kTileTerms)};
+    linear(lane, ws.normed, rows, layer.router, {}, ws.router_logits);
+    route(lane, config_, rows, ws);
+    experts_gate_up(lane, config_, layer.experts, ws.slots, ws.normed, hidden);
+    experts_down(lane, layer.experts, ws.slots, hidden, ws.residual);
+  } else {
+    const Rows<bf16> hidden = {ws.intermediate.data, round_up(config_.intermediate, kernels::kTileTerms)};
+    linear(lane, ws.normed, rows, layer.mlp.gate_up, {}, ws.gate_up);
+    silu_mul(lane, ws.gate_up, rows, config_.intermediate, hidden);
+    linear_add(lane, hidden, rows, layer.mlp.down, {}, ws.residual);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The weights.
+
+WeightSpec whole_vector(const char* purpose, std::string name, int count, std::vector<float>* vector) {
+  return {purpose, {{std::move(name), {count}}}, {{0, 0, count}}, nullptr, vector};
+}
+
+WeightSpec whole_matrix(const char* purpose, std::string name, PackedMatrix* matrix) {
+  const int outputs = matrix->outputs();
+  return {purpose, {{std::move(name), {outputs, matrix->terms()}}}, {{0, 0, outputs}}, matrix, nullptr};
+}
+
+// q, k and v in the order [kv_heads][group q heads | k | v], so that all that belongs to a kv head is contiguous.
+std::vector<RowRun> qkv_runs(const ModelConfig& config) {
+  const int group = config.heads / config.kv_heads;
+  std::vector<RowRun> runs;
+  for (int h = 0; h < config.kv_heads; ++h) {
+    runs.push_back({0, h * group * config.head_dim, group * config.head_dim});
+    runs.push_back({1, h * config.head_dim, config.head_dim});
+    runs.push_back({2, h * config.head_dim, config.head_dim});
+  }
+  return runs;
+}
+
+// Gate and up in turns of 8 rows, so that a unit of 16 outputs holds both halves of 8 values of silu(gate) * up.
+std::vector<RowRun> gate_up_runs(int intermediate) {
+  std::vector<RowRun> runs;
+  for (int first = 0; first < intermediate; first += 8) {
+    const int count = std::min(8, intermediate - first);
+    for (const int tensor : {0, 1}) {
+      runs.push_back({tensor, first, count});
+      if (count < 8) runs.push_back({-1, 0, 8 - count});
+    }
+  }
+  return runs;
+}
+
+void visit_mlp(const WeightVisitor& visitor, const char* purpose, const std::string& prefix, int intermediate,
+               int hidden, Expert& expert) {
+  visitor({purpose,
+           {{prefix + "gate_proj.weight", {intermediate, hidden}}, {prefix + "up_proj.weight", {intermediate, hidden}}},
+           gate_up_runs(intermediate),
+           &expert.gate_up,
+           nullptr});
+  visitor(whole_matrix(purpose, prefix + "down_proj.weight", &expert.down));
+}
+
+void Qwen3::visit_weights(const WeightVisitor& visitor) {
+  const ModelConfig& c = config_;
+  visitor(whole_matrix(c.tied_embeddings ? "embedding and lm_head" : "embedding", "model.embed_tokens.weight",
+                       &embedding_));
+  for (int l = 0; l < c.layers; ++l) {
+    Layer& layer = layers_[l];
+    const std::string prefix = format("model.layers.{}.", l);
+    const std::string attention = prefix + "self_attn.";
+    visitor(whole_vector("norms and biases", prefix + "input_layernorm.weight", c.hidden, &layer.attention_norm));
+    const auto qkv_tensors = [&](const char* kind, bool matrix) {
+      std::vector<TensorSpec> tensors;
+      for (const auto& [name, heads] :
+           {std::pair{"q_proj.", c.heads}, {"k_proj.", c.kv_heads}, {"v_proj.", c.kv_heads}}) {
+        std::vector<int64_t> shape = {int64_t{heads} * c.head_dim};
+        if (matrix) shape.push_back(c.hidden);
+        tensors.push_back({attention + name + kind, shape});
+      }
+      return tensors;
+    };
+    visitor({"attention", qkv_tensors("weight", true), qkv_runs(c), &layer.qkv, nullptr});
+    if (c.attention_bias)
+      visitor({"norms and biases", qkv_tensors("bias", false), qkv_runs(c), nullptr, &layer.qkv_bias});
+    visitor(whole_vector("norms and biases", attention + "q_norm.weight", c.head_dim, &layer.query_norm));
+    visitor(whole_vector("norms and biases", attention + "k_norm.weight", c.head_dim, &layer.key_norm));
+    visitor(whole_matrix("attention", attention + "o_proj.weight", &layer.output));
+    if (c.attention_bias)
+      visitor(whole_vector("norms and biases", attention + "o_proj.bias", c.hidden, &layer.output_bias));
+    visitor(whole_vector("norms and biases", prefix + "post_attention_layernorm.weight", c.hidden, &layer.mlp_norm));
+    if (c.moe_layers[l]) {
+      visitor(whole_matrix("router", prefix + "mlp.gate.weight", &layer.router));
+      for (int e = 0; e < c.experts; ++e)
+        visit_mlp(visitor, "experts", format("{}mlp.experts.{}.", prefix, e), c.moe_intermediate, c.hidden,
+                  layer.experts[e]);
+    } else {
+      visit_mlp(visitor, "mlp", prefix + "mlp.", c.intermediate, c.hidden, layer.mlp);
+    }
+  }
+  visitor(whole_vector("norms and biases", "model.norm.weight", c.hidden, &final_norm_));
+  if (!c.tied_embeddings) visitor(whole_matrix("lm_head", "lm_head.weight", &lm_head_));
+}
+
+}  // namespace
+
+std::unique_ptr<Model> create_qwen3(const ModelConfig& config, int nodes) {
+  return std::make_unique<Qwen3>(config, nodes);
+}
+
+}  // namespace cpuinfer::model

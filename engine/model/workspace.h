@@ -1,0 +1,105 @@
+// The activations of one forward step and the scratch of each worker, allocated once.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/result.h"
+#include "base/types.h"
+#include "engine/model/config.h"
+#include "numa/memory.h"
+#include "numa/topology.h"
+
+namespace cpuinfer::model {
+
+/// Rows of activations: a view that owns nothing. Rows are 64-byte aligned, their stride a multiple of 64 bytes;
+/// elements beyond the logical width are zero or scratch, as the op that writes them says.
+template <typename T>
+struct Rows {
+  T* data = nullptr;
+  int64_t stride = 0;  ///< elements
+  T* operator[](int64_t row) const { return data + row * stride; }
+};
+
+/// Rows of the batch sorted by the expert that they go to (ascending), then by row: the "slots" of a MoE block.
+struct ExpertSlots {
+  int32_t* first = nullptr;  ///< [experts + 1]: slots of expert e are first[e] .. first[e+1]-1
+  int32_t* rows = nullptr;   ///< [slots] row of the batch
+  float* weights = nullptr;  ///< [slots] routing weight
+};
+
+/// A running attention state of some rows (kernels::AttentionPartial for each).
+struct PartialRows {
+  float* max = nullptr;  ///< [rows]
+  float* sum = nullptr;  ///< [rows]
+  Rows<float> out;       ///< [rows, head_dim padded to 16]
+};
+
+/// What one worker needs for itself.
+struct WorkerScratch {
+  Rows<float> block;               ///< [kRowBlock, kBlockOutputs] a block of a matrix product
+  Rows<float> scores;              ///< [attention rows, kLeafTokens]
+  Rows<bf16> probs;                ///< [attention rows, kLeafTokens]
+  PartialRows leaf;                ///< [attention rows]
+  PartialRows superblock;          ///< [attention rows]
+  PartialRows total;               ///< [attention rows]
+  int32_t* row_numbers = nullptr;  ///< [attention rows]
+  bf16* head = nullptr;            ///< [head_dim padded to 32]
+  bf16* embedding = nullptr;       ///< [hidden]
+  float* router = nullptr;         ///< [experts]
+};
+
+/// The most that one step may hold.
+struct StepLimits {
+  int rows = 1;  ///< tokens in a batch
+  int logit_rows = 1;
+  int sequences = 1;
+  int64_t context_tokens = 1;  ///< tokens in the KV cache, all sequences together
+};
+
+/// Rows of a block of a matrix product, and of queries x heads in attention: a compromise between reuse of weights and
+/// the size of the activations that stay in the second-level cache.
+inline constexpr int kRowBlock = 128;
+/// Outputs of a block of a matrix product.
+inline constexpr int kBlockOutputs = 256;
+/// Tokens in a superblock of attention: partial results inside are merged first (docs/numerics.md).
+inline constexpr int kSuperblockTokens = 1024;
+/// Sequences with at most this many rows in a step have their superblocks computed in parallel and merged afterwards.
+inline constexpr int kSplitRows = 4;
+
+/// All memory of a forward step. Not thread-safe as a whole; ops say who writes what.
+class Workspace {
+ public:
+  /// Bytes for a model and limits: exactly what create() allocates. Pure.
+  static int64_t bytes(const ModelConfig& config, const StepLimits& limits, int workers);
+  static Result<Workspace> create(const ModelConfig& config, const StepLimits& limits, int workers,
+                                  const numa::Topology& topology);
+
+  StepLimits limits;
+  Rows<float> residual;        ///< [rows, hidden padded to 16] the residual stream
+  Rows<bf16> normed;           ///< [rows, hidden padded to 32]
+  Rows<float> qkv;             ///< [rows, (heads + 2 kv_heads) * head_dim padded to 16]
+  Rows<bf16> queries;          ///< [rows * heads, head_dim padded to 32]
+  Rows<bf16> attention;        ///< [rows, kv_heads * (group * head_dim padded to 32)]
+  Rows<float> gate_up;         ///< [rows, 2 * intermediate padded to 16] of dense layers
+  Rows<bf16> intermediate;     ///< [slots or rows, intermediate padded to 32]
+  Rows<float> router_logits;   ///< [rows, experts padded to 16]
+  Rows<int32_t> expert_ids;    ///< [rows, K] ascending
+  Rows<float> expert_weights;  ///< [rows, K]
+  ExpertSlots slots;
+  Rows<float> cos, sin;     ///< [rows, head_dim / 2]
+  Rows<float> partial_out;  ///< [partials, head_dim padded to 16] of superblocks computed in parallel
+  float* partial_max = nullptr;
+  float* partial_sum = nullptr;
+  Rows<bf16> final_normed;  ///< [logit rows, hidden padded to 32]
+  Rows<float> logits;       ///< [logit rows, vocab padded to 16]
+  std::vector<WorkerScratch> workers;
+
+ private:
+  class Layout;
+  void lay_out(const ModelConfig& config, int worker_count, Layout& layout);
+
+  numa::NodeBuffer memory_;
+};
+
+}  // namespace cpuinfer::model
