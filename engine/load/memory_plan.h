@@ -1,0 +1,59 @@
+// MemoryPlan: every byte the engine will hold, by purpose and node, and whether it fits: before any weight is read.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "base/result.h"
+#include "engine/model/model.h"
+#include "numa/memory_limit.h"
+#include "numa/topology.h"
+
+namespace cpuinfer::load {
+
+/// What is to be held.
+struct PlanRequest {
+  model::StepLimits limits;
+  int kv_pages = 0;
+  int workers = 1;
+  int nodes = 1;
+};
+
+/// One purpose: bytes on each node.
+struct PlanLine {
+  std::string purpose;  ///< "experts", "KV cache", ...
+  std::vector<int64_t> node_bytes;
+  int64_t total() const;
+};
+
+/// Pure data, made by plan_memory.
+struct MemoryPlan {
+  std::vector<PlanLine> lines;
+  std::vector<int64_t> node_capacity;  ///< free bytes of each node
+  numa::MemoryLimit available;         ///< for the process as a whole
+  int64_t kv_bytes_per_token = 0;
+  int64_t context_tokens = 0;
+  std::vector<std::string> shortages;  ///< one sentence for each limit that is exceeded; empty: it fits
+
+  bool fits() const { return shortages.empty(); }
+  int64_t total() const;
+  int64_t node_total(int node) const;
+  /// Context that would fit in what is left after everything else; 0 if not even that fits.
+  int64_t largest_context() const;
+  /// The table for people, and its sentences. No trailing newline.
+  std::string table() const;
+  Json json() const;
+  /// Nothing if it fits; otherwise kDoesNotFit with the table and what to do.
+  Result<void> check() const;
+};
+
+/// Memory kept free for the tokenizer, thread stacks, page tables of huge mappings and the system.
+inline constexpr int64_t kReserveBytes = 256_MiB;
+
+/// Pure: asks the model for its list of weights and reads nothing.
+MemoryPlan plan_memory(model::Model& model, const PlanRequest& request, const numa::Topology& topology,
+                       const numa::MemoryLimit& available);
+
+}  // namespace cpuinfer::load
