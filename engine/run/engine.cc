@@ -1,0 +1,260 @@
+#include "engine/run/engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "base/format.h"
+#include "base/log.h"
+
+namespace cpuinfer::run {
+namespace {
+
+// The longest context that the positions of a model are made for.
+int64_t position_limit(const model::ModelConfig& config) {
+  if (config.rope.type == model::RopeType::kDefault) return config.max_positions;
+  const int64_t original = config.rope.original_max_positions.value_or(config.max_positions);
+  return std::max(config.max_positions, static_cast<int64_t>(config.rope.factor * static_cast<double>(original)));
+}
+
+// Which YaRN factor would allow a context: 2, 4 or 8, as the makers of Qwen3 validated them.
+std::string scaling_advice(const model::ModelConfig& config, int64_t context) {
+  // Qwen3's first checkpoints say 40,960 = 32,768 + 8,192 for the answer; their cards scale from 32,768.
+  const int64_t original = config.max_positions == 40960 ? 32768 : config.max_positions;
+  for (const int64_t factor : {2, 4, 8}) {
+    if (factor * original >= context)
+      return format("--rope-scaling yarn:{}:{} would allow {} tokens, at some cost in quality", factor, original,
+                    factor * original);
+  }
+  return format("no rope scaling that is known to work reaches that far (YaRN 8 gives {} tokens)", 8 * original);
+}
+
+Result<int64_t> choose_context(const model::ModelConfig& config, int64_t wanted) {
+  const int64_t limit = position_limit(config);
+  if (wanted == 0) return std::min(limit, kDefaultContextTokens);
+  if (wanted < 0) return fail(ErrorCode::kUsage, format("--ctx is {}; it must be 1 or more", wanted));
+  if (wanted > limit) {
+    return fail(ErrorCode::kUsage, format("--ctx {} is over the {} positions that this model is made for ({}); {}",
+                                          wanted, limit, model::describe(config.rope), scaling_advice(config, wanted)));
+  }
+  return wanted;
+}
+
+Result<void> check_options(const EngineOptions& options) {
+  if (options.chunk_tokens < 1 || options.chunk_tokens > 65536)
+    return fail(ErrorCode::kUsage, format("--chunk is {}; it must be between 1 and 65536", options.chunk_tokens));
+  ENSURE(options.logit_rows >= 1, "at least one row of logits is needed to choose a token");
+  return {};
+}
+
+Result<void> override_config(model::ModelConfig& config, const EngineOptions& options) {
+  if (options.experts != 0) {
+    if (config.experts == 0)
+      return fail(ErrorCode::kUsage, format("--experts {}: this model is dense, it has no experts", options.experts));
+    if (options.experts < 1 || options.experts > config.experts) {
+      return fail(ErrorCode::kUsage,
+                  format("--experts is {}; this model has {} experts, so it must be between 1 and {}", options.experts,
+                         config.experts, config.experts));
+    }
+    config.experts_per_token = options.experts;
+  }
+  if (options.rope) {
+    const double theta = config.rope.theta;
+    config.rope = *options.rope;
+    config.rope.theta = theta;
+  }
+  return {};
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sequence
+
+Sequence::Sequence(Sequence&& other) noexcept
+    : engine_(other.engine_),
+      rope_(std::move(other.rope_)),
+      tokens_(std::exchange(other.tokens_, {})),
+      pages_(std::exchange(other.pages_, {})) {}
+
+Sequence& Sequence::operator=(Sequence&& other) noexcept {
+  std::swap(engine_, other.engine_);
+  std::swap(rope_, other.rope_);
+  std::swap(tokens_, other.tokens_);
+  std::swap(pages_, other.pages_);
+  return *this;
+}
+
+Sequence::~Sequence() { release_pages(0); }
+
+void Sequence::release_pages(size_t keep) {
+  while (pages_.size() > keep) {
+    engine_->kv_->release(pages_.back());
+    pages_.pop_back();
+  }
+}
+
+void Sequence::truncate(int64_t length) {
+  ENSURE(length <= this->length(), "a sequence is truncated to at most its length");
+  tokens_.resize(length);
+  release_pages(model::KvCache::pages_for(length));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Engine
+
+Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
+  TRY(check_options(options));
+  const kernels::Isa machine = kernels::detect_isa();
+  if (!kernels::covers(machine, kernels::Isa::kAvx2)) {
+    return fail(ErrorCode::kUnsupported,
+                "this CPU has no AVX2 and FMA, which cpuinfer needs (Intel since 2013, AMD since 2015)");
+  }
+  TRY_ASSIGN(checkpoint::Checkpoint checkpoint, checkpoint::Checkpoint::open(options.model));
+  TRY_ASSIGN(model::ModelConfig config, model::parse_model_config(checkpoint.config()));
+  TRY(override_config(config, options));
+  TRY_ASSIGN(const int64_t context, choose_context(config, options.context_tokens));
+  TRY_ASSIGN(numa::Topology topology, numa::Topology::detect());
+
+  std::unique_ptr<Engine> engine(new Engine(std::move(checkpoint), std::move(topology), options));
+  engine->context_tokens_ = context;
+  if (engine->checkpoint_.generation_config() != nullptr) {
+    TRY_ASSIGN(engine->generation_defaults_, model::parse_generation_config(*engine->checkpoint_.generation_config()));
+  }
+  engine->isa_ = machine;
+  if (!options.isa.empty()) {
+    TRY_ASSIGN(engine->isa_, kernels::cap_isa(machine, options.isa));
+  }
+  TRY_ASSIGN(engine->kernels_, kernels::select_kernels(engine->isa_, {.numerics = engine->options_.numerics,
+                                                                      .gemm = engine->options_.gemm}));
+  TRY_ASSIGN(engine->team_, numa::Team::create(engine->topology_, options.threads, options.nodes));
+  TRY_ASSIGN(engine->model_, model::create_model(config, engine->team_->nodes()));
+  TRY(load::check_tensors(*engine->model_, engine->checkpoint_));
+
+  const model::StepLimits limits = {.rows = static_cast<int>(std::min<int64_t>(options.chunk_tokens, context)),
+                                    .logit_rows = options.logit_rows,
+                                    .sequences = 1,
+                                    .context_tokens = context};
+  numa::MemoryLimit available = numa::available_memory();
+  if (options.memory_limit_bytes > 0 && options.memory_limit_bytes < available.bytes)
+    available = {options.memory_limit_bytes, "--memory-limit"};
+  engine->plan_ = load::plan_memory(*engine->model_,
+                                    {.limits = limits,
+                                     .kv_pages = model::KvCache::pages_for(context),
+                                     .workers = engine->team_->workers(),
+                                     .nodes = engine->team_->nodes()},
+                                    engine->topology_, available);
+  return engine;
+}
+
+Result<void> Engine::load(const load::LoadOptions& options) {
+  TRY(plan_.check());
+  const model::StepLimits limits = {.rows = static_cast<int>(std::min<int64_t>(options_.chunk_tokens, context_tokens_)),
+                                    .logit_rows = options_.logit_rows,
+                                    .sequences = 1,
+                                    .context_tokens = context_tokens_};
+  TRY_ASSIGN(weights_, load::load_weights(*model_, checkpoint_, *team_, topology_, options));
+  TRY_ASSIGN(kv_, model::KvCache::create(config(), model::KvCache::pages_for(context_tokens_), topology_));
+  TRY_ASSIGN(workspace_, model::Workspace::create(config(), limits, team_->workers(), topology_));
+  return {};
+}
+
+std::vector<std::string> Engine::describe() const {
+  const model::ModelConfig& c = config();
+  std::vector<std::string> lines;
+  lines.push_back(format("model     {} ({}), {} layers, {} weights", checkpoint_.directory().filename().string(),
+                         c.architecture, c.layers, format_bytes(checkpoint_.total_bytes())));
+  if (c.experts > 0) {
+    const auto trained = checkpoint_.config().find("num_experts_per_tok");
+    const bool changed = trained != nullptr && trained->is_int() && trained->as_int() != c.experts_per_token;
+    lines.push_back(format("experts   {} of {} per token{}", c.experts_per_token, c.experts,
+                           changed ? format(" (config.json says {})", trained->as_int()) : ""));
+  }
+  lines.push_back(format("context   {} tokens, KV cache {} ({} per token)", context_tokens_,
+                         format_bytes(plan_.kv_bytes_per_token * plan_.context_tokens),
+                         format_bytes(plan_.kv_bytes_per_token)));
+  lines.push_back(format("rope      {}", model::describe(c.rope)));
+  lines.push_back(format("threads   {} on {} node{}", workers(), nodes(), nodes() == 1 ? "" : "s"));
+  const bool one = kernels_.gemm_small == kernels_.gemm_large;
+  lines.push_back(format("kernels   {}{} (numerics {}, version {}), elementwise {}", kernels_.gemm_small->name,
+                         one ? "" : format(", {} from {} rows", kernels_.gemm_large->name, kernels::kSmallM),
+                         kernels::profile_name(kernels_.profile), model::kNumericsVersion, kernels_.elementwise->name));
+  return lines;
+}
+
+int64_t Engine::decode_weight_bytes() const {
+  // Every matrix once, of the experts only those that a token uses; of an untied embedding one row, which is nothing.
+  const model::ModelConfig& c = config();
+  int64_t bytes = 0;
+  model_->visit_weights([&](const model::WeightSpec& spec) {
+    if (spec.matrix == nullptr || spec.purpose == "embedding") return;
+    for (int node = 0; node < spec.matrix->nodes(); ++node) {
+      const int64_t shard = spec.matrix->shard_bytes(node);
+      bytes += spec.purpose == "experts" ? shard * c.experts_per_token / c.experts : shard;
+    }
+  });
+  return bytes;
+}
+
+Result<Sequence> Engine::start_sequence(int64_t planned_tokens) {
+  if (planned_tokens > context_tokens_) {
+    return fail(ErrorCode::kUsage, format("{} tokens are planned and the context holds {}; raise --ctx or ask for less",
+                                          planned_tokens, context_tokens_));
+  }
+  const model::ModelConfig& c = config();
+  return Sequence(*this, model::rope_frequencies(c.rope, c.head_dim, c.max_positions, planned_tokens));
+}
+
+Result<void> Engine::append(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options) {
+  ENSURE(kv_.has_value() && workspace_.has_value(), "load() comes before append()");
+  const int64_t total = static_cast<int64_t>(tokens.size());
+  if (sequence.length() + total > context_tokens_) {
+    return fail(ErrorCode::kUsage,
+                format("{} tokens do not fit into a context of {} that already holds {}; raise --ctx", total,
+                       context_tokens_, sequence.length()));
+  }
+  const int64_t limit = options.logit_rows == LogitRows::kAll
+                            ? std::min(workspace_->limits.rows, workspace_->limits.logit_rows)
+                            : workspace_->limits.rows;
+  int64_t done = 0;
+  while (done < total) {
+    if (options.cancel != nullptr && options.cancel->load(std::memory_order_relaxed))
+      return fail(ErrorCode::kInterrupted, format("interrupted after {} of {} tokens", done, total));
+    const std::span<const TokenId> chunk = tokens.subspan(done, std::min(limit, total - done));
+    while (static_cast<int64_t>(sequence.pages_.size()) <
+           model::KvCache::pages_for(sequence.length() + static_cast<int64_t>(chunk.size()))) {
+      TRY_ASSIGN(const int page, kv_->allocate());
+      sequence.pages_.push_back(page);
+    }
+    const bool last = done + static_cast<int64_t>(chunk.size()) == total;
+    step(sequence, chunk, options.logit_rows == LogitRows::kLast && !last ? LogitRows::kNone : options.logit_rows);
+    if (options.logits && !batch_.logit_rows.empty()) {
+      std::vector<std::span<const float>> rows;
+      for (size_t i = 0; i < batch_.logit_rows.size(); ++i)
+        rows.emplace_back(workspace_->logits[static_cast<int64_t>(i)], config().vocab);
+      options.logits(done + batch_.logit_rows.front(), rows);
+    }
+    done += static_cast<int64_t>(chunk.size());
+    if (options.progress) options.progress(done, total);
+  }
+  return {};
+}
+
+void Engine::step(Sequence& sequence, std::span<const TokenId> tokens, LogitRows logit_rows) {
+  for ([[maybe_unused]] const TokenId token : tokens)
+    ENSURE(token >= 0 && token < config().vocab, "token ids are checked against the vocabulary where they enter");
+  const int rows = static_cast<int>(tokens.size());
+  batch_.tokens.assign(tokens.begin(), tokens.end());
+  batch_.sequences.assign(1, {.first_row = 0,
+                              .rows = rows,
+                              .start_position = sequence.length(),
+                              .pages = sequence.pages_,
+                              .rope = &sequence.rope_});
+  batch_.logit_rows.clear();
+  for (int row = logit_rows == LogitRows::kAll ? 0 : rows - 1; row < rows && logit_rows != LogitRows::kNone; ++row)
+    batch_.logit_rows.push_back(row);
+  model_->forward({*team_, kernels_}, batch_, *kv_, *workspace_);
+  sequence.tokens_.insert(sequence.tokens_.end(), tokens.begin(), tokens.end());
+}
+
+}  // namespace cpuinfer::run

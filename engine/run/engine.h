@@ -1,0 +1,139 @@
+// Engine: a model that is planned, loaded and ready to compute, and the sequences that live in its KV cache.
+#pragma once
+
+#include <atomic>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "engine/checkpoint/checkpoint.h"
+#include "engine/load/loader.h"
+#include "engine/load/memory_plan.h"
+#include "engine/model/generation_config.h"
+#include "engine/model/model.h"
+#include "kernels/isa.h"
+#include "kernels/registry.h"
+#include "numa/team.h"
+#include "numa/topology.h"
+
+namespace cpuinfer::run {
+
+struct EngineOptions {
+  std::filesystem::path model;            ///< a Hugging Face directory
+  int64_t context_tokens = 0;             ///< 0: the model's limit, at most kDefaultContextTokens
+  int experts = 0;                        ///< experts per token; 0: as config.json says
+  std::optional<model::RopeConfig> rope;  ///< replaces the scaling of config.json; theta 0 keeps the model's
+  int threads = 0;                        ///< 0: one per physical core
+  int nodes = 0;                          ///< 0: all memory nodes
+  int chunk_tokens = 512;                 ///< most tokens of a prefill step
+  int logit_rows = 1;                     ///< most rows per step whose logits may be asked for
+  std::string isa;                        ///< cap on instruction sets; empty: all that the CPU has
+  std::string numerics = "auto";          ///< kernels::KernelRequest
+  std::string gemm = "auto";              ///< kernels::KernelRequest
+  int64_t memory_limit_bytes = 0;         ///< further cap on memory; 0: none
+};
+
+inline constexpr int64_t kDefaultContextTokens = 32768;
+
+class Engine;
+
+/// The tokens of one request in the KV cache. Move-only; gives its pages back when it ends. Used by one thread, and not
+/// after its engine.
+class Sequence {
+ public:
+  Sequence(Sequence&& other) noexcept;
+  Sequence& operator=(Sequence&& other) noexcept;
+  ~Sequence();
+
+  /// Tokens whose keys and values are in the cache.
+  std::span<const TokenId> tokens() const { return tokens_; }
+  int64_t length() const { return static_cast<int64_t>(tokens_.size()); }
+  /// Forgets everything from position `length` on. REQUIRES: length <= length().
+  void truncate(int64_t length);
+
+ private:
+  friend class Engine;
+  Sequence(Engine& engine, model::RopeFrequencies rope) : engine_(&engine), rope_(std::move(rope)) {}
+  void release_pages(size_t keep);
+
+  Engine* engine_;
+  model::RopeFrequencies rope_;
+  std::vector<TokenId> tokens_;
+  std::vector<int> pages_;
+};
+
+/// Which rows of an append() want logits.
+enum class LogitRows { kNone, kLast, kAll };
+
+struct AppendOptions {
+  LogitRows logit_rows = LogitRows::kLast;
+  /// Called after each step with the rows that have logits: the number of the first of them among the appended tokens,
+  /// and logits [rows][vocab] row by row. Views die with the call.
+  std::function<void(int64_t first, std::span<const std::span<const float>> logits)> logits;
+  /// Called after each step with tokens done of those to append.
+  std::function<void(int64_t done, int64_t total)> progress;
+  /// When it becomes true, the append stops after the running step with kInterrupted; what was done stays.
+  const std::atomic<bool>* cancel = nullptr;
+};
+
+/// Owns everything: topology, team, kernels, model, weights, KV cache. Lives behind a pointer; used by one thread.
+class Engine {
+ public:
+  /// Opens the directory, checks config and tensors, chooses kernels and plans memory. Reads no weights.
+  /// Errors: of each of these parts; a plan that does not fit is not one yet (see plan()).
+  static Result<std::unique_ptr<Engine>> prepare(const EngineOptions& options);
+
+  /// Allocates all memory and loads the weights. kDoesNotFit with the plan's table if it does not fit.
+  Result<void> load(const load::LoadOptions& options = {});
+
+  const model::ModelConfig& config() const { return model_->config(); }
+  const load::MemoryPlan& plan() const { return plan_; }
+  const checkpoint::Checkpoint& checkpoint() const { return checkpoint_; }
+  const model::GenerationDefaults& generation_defaults() const { return generation_defaults_; }
+  const kernels::Kernels& kernels() const { return kernels_; }
+  kernels::Isa isa() const { return isa_; }
+  int64_t context_tokens() const { return context_tokens_; }
+  int workers() const { return team_->workers(); }
+  int nodes() const { return team_->nodes(); }
+  /// "model ...", "experts ...": what is printed before the first token, one fact per line.
+  std::vector<std::string> describe() const;
+  /// Bytes of weights that one decode step reads.
+  int64_t decode_weight_bytes() const;
+
+  /// planned_tokens: the length that the sequence may reach; it fixes the rotary frequencies of `dynamic` scaling for
+  /// the life of the sequence. kUsage if it exceeds the context.
+  Result<Sequence> start_sequence(int64_t planned_tokens);
+
+  /// Computes tokens after those already in the sequence, in steps of at most chunk_tokens.
+  /// REQUIRES: load() succeeded; token ids are below config().vocab.
+  /// Errors: kUsage (longer than the context), kDoesNotFit (no free KV page), kInterrupted.
+  Result<void> append(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options);
+
+ private:
+  friend class Sequence;
+  Engine(checkpoint::Checkpoint checkpoint, numa::Topology topology, EngineOptions options)
+      : checkpoint_(std::move(checkpoint)), topology_(std::move(topology)), options_(std::move(options)) {}
+  void step(Sequence& sequence, std::span<const TokenId> tokens, LogitRows logit_rows);
+
+  checkpoint::Checkpoint checkpoint_;
+  numa::Topology topology_;
+  EngineOptions options_;
+  model::GenerationDefaults generation_defaults_;
+  kernels::Isa isa_{};
+  kernels::Kernels kernels_{};
+  int64_t context_tokens_ = 0;
+  std::unique_ptr<numa::Team> team_;
+  load::WeightMemory weights_;
+  std::unique_ptr<model::Model> model_;
+  load::MemoryPlan plan_;
+  std::optional<model::KvCache> kv_;
+  std::optional<model::Workspace> workspace_;
+  model::Batch batch_;  // of the running step; kept for its memory
+};
+
+}  // namespace cpuinfer::run

@@ -1,0 +1,118 @@
+#include "engine/run/generation.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/format.h"
+#include "engine/run/stop_strings.h"
+
+namespace cpuinfer::run {
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+const char* finish_reason_name(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop: return "stop";
+    case FinishReason::kLength: return "length";
+    case FinishReason::kInterrupted: return "interrupted";
+  }
+  return "";
+}
+
+Result<int64_t> plan_generation(const Engine& engine, const GenerationRequest& request) {
+  TRY(request.sampling.check());
+  const int64_t prompt = static_cast<int64_t>(request.prompt.size());
+  const int64_t context = engine.context_tokens();
+  if (prompt == 0) return fail(ErrorCode::kUsage, "the prompt is empty: there is nothing to continue");
+  if (prompt >= context) {
+    return fail(ErrorCode::kUsage,
+                format("the prompt has {} tokens and the context {}: no room for an answer; shorten the "
+                       "prompt or raise --ctx",
+                       prompt, context));
+  }
+  if (request.max_tokens < 0)
+    return fail(ErrorCode::kUsage,
+                format("max tokens is {}; it must be 0 (as many as fit) or more", request.max_tokens));
+  for (const TokenId token : request.prompt) {
+    if (token < 0 || token >= engine.config().vocab) {
+      return fail(ErrorCode::kUsage, format("token id {} in the prompt is outside the model's vocabulary of {}", token,
+                                            engine.config().vocab));
+    }
+  }
+  const int64_t room = context - prompt;
+  return request.max_tokens == 0 ? room : std::min(request.max_tokens, room);
+}
+
+Result<GenerationResult> generate(Engine& engine, const checkpoint::Tokenizer& tokenizer, Sequence& sequence,
+                                  const GenerationRequest& request, const GenerationEvents& events) {
+  TRY_ASSIGN(const int64_t max_tokens, plan_generation(engine, request));
+  GenerationResult result;
+  result.prompt_tokens = static_cast<int64_t>(request.prompt.size());
+
+  // What the sequence shares with the prompt stays; at least the last prompt token is computed, for its logits.
+  const auto [held_end, prompt_end] =
+      std::mismatch(sequence.tokens().begin(), sequence.tokens().end(), request.prompt.begin(), request.prompt.end());
+  result.reused_tokens = std::min<int64_t>(prompt_end - request.prompt.begin(), result.prompt_tokens - 1);
+  sequence.truncate(result.reused_tokens);
+
+  Sampler sampler(engine.config().vocab);
+  checkpoint::Detokenizer detokenizer(tokenizer);
+  StopStrings stop_strings(request.stop_strings);
+  Result<Sample> sample;
+  AppendOptions append;
+  append.cancel = events.cancel;
+  append.logits = [&](int64_t, std::span<const std::span<const float>> logits) {
+    const int64_t position = result.prompt_tokens + static_cast<int64_t>(result.answer.size());
+    sample =
+        sampler.sample(logits.back(), request.prompt, result.answer, position, request.sampling, request.top_logprobs);
+  };
+
+  // Returns false when the answer is complete.
+  const auto take = [&]() {
+    const TokenId token = sample->chosen.token;
+    result.answer.push_back(token);
+    std::string text;
+    const bool end =
+        std::find(request.stop_tokens.begin(), request.stop_tokens.end(), token) != request.stop_tokens.end();
+    if (!end) text = stop_strings.push(detokenizer.push(token));
+    const bool full = static_cast<int64_t>(result.answer.size()) >= max_tokens;
+    const bool done = end || stop_strings.found() || full;
+    if (done && !stop_strings.found()) text += stop_strings.push(detokenizer.finish()) + stop_strings.finish();
+    result.text += text;
+    if (events.token) events.token(*sample, text);
+    if (done) result.finish_reason = end || stop_strings.found() ? FinishReason::kStop : FinishReason::kLength;
+    return !done;
+  };
+
+  const auto started = std::chrono::steady_clock::now();
+  append.progress = [&](int64_t done, int64_t total) {
+    if (events.prefill) events.prefill(result.reused_tokens + done, result.reused_tokens + total);
+  };
+  const std::span<const TokenId> prompt(request.prompt);
+  Result<void> appended = engine.append(sequence, prompt.subspan(result.reused_tokens), append);
+  result.prefill_seconds = seconds_since(started);
+
+  const auto decode_started = std::chrono::steady_clock::now();
+  append.progress = nullptr;
+  while (appended && sample && take()) {
+    appended = engine.append(sequence, {&result.answer.back(), 1}, append);
+    if (appended) ++result.decoded_tokens;
+  }
+  result.decode_seconds = seconds_since(decode_started);
+
+  if (!appended && appended.error().code == ErrorCode::kInterrupted) {
+    result.finish_reason = FinishReason::kInterrupted;
+    result.text += stop_strings.push(detokenizer.finish()) + stop_strings.finish();
+    return result;
+  }
+  TRY(appended);
+  if (!sample) return std::unexpected(sample.error());
+  return result;
+}
+
+}  // namespace cpuinfer::run
