@@ -6,6 +6,8 @@
 
 #include "base/check.h"
 #include "base/format.h"
+#include "kernels/amx/amx.h"
+#include "kernels/avx512/avx512.h"
 #include "kernels/onednn/onednn.h"
 #include "kernels/portable/portable.h"
 #include "kernels/reference/reference.h"
@@ -18,15 +20,22 @@ constexpr Profile kAmx = Profile::kAmx;
 
 // name, needs, profile, m_min, automatic, run
 constexpr GemmKernel kGemmKernels[] = {
+    {"amx-tile", Isa::kAmxBf16, kAmx, 1, true, gemm_amx_tiles},
+    {"avx512-fma", Isa::kAvx512, kAmx, 1, true, gemm_avx512_fma_amx},
+    {"avx512-fma", Isa::kAvx512, kDp, 1, true, gemm_avx512_fma_dp},
+    {"avx512-dp", Isa::kAvx512Bf16, kDp, 1, true, gemm_avx512_dp},
     {"portable", Isa::kAvx2, kAmx, 1, true, gemm_portable_amx},
     {"portable", Isa::kAvx2, kDp, 1, true, gemm_portable_dp},
     {"reference", Isa::kNone, kAmx, 1, true, gemm_reference_amx},
     {"reference", Isa::kNone, kDp, 1, true, gemm_reference_dp},
+    {"amx-emulated", Isa::kAvx2, kAmx, 1, false, gemm_amx_emulated},
     // oneDNN 2.6 has bf16 for CPUs with AVX-512 only.
     {"onednn", Isa::kAvx512, Profile::kOneDnn, 1, false, gemm_onednn},
 };
 
 constexpr ElementwiseKernels kElementwiseKernels[] = {
+    {"avx512", Isa::kAvx512, rms_norm_avx512, norm_rope_avx512, silu_mul_avx512, softmax_leaf_avx512,
+     merge_partial_avx512, finish_attention_avx512, scale_add_avx512},
     {"portable", Isa::kAvx2, rms_norm_portable, norm_rope_portable, silu_mul_portable, softmax_leaf_portable,
      merge_partial_portable, finish_attention_portable, scale_add_portable},
     {"reference", Isa::kNone, rms_norm_reference, norm_rope_reference, silu_mul_reference, softmax_leaf_reference,

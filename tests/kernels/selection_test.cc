@@ -1,0 +1,122 @@
+// Which kernels are chosen, for CPUs that we do not own too.
+#include <doctest/doctest.h>
+
+#include <set>
+#include <string>
+#include <tuple>
+
+#include "kernels/registry.h"
+
+using namespace cpuinfer;
+using namespace cpuinfer::kernels;
+
+namespace {
+
+Isa level(const char* name) {
+  const Result<Isa> isa = isa_level(name);
+  REQUIRE(isa);
+  return *isa;
+}
+
+/// "profile: gemm for few rows, gemm for many rows, elementwise", or the error.
+std::string chosen(const char* have, const KernelRequest& request = {}) {
+  const Result<Kernels> kernels = select_kernels(level(have), request);
+  if (!kernels) {
+    const bool usage = kernels.error().code == ErrorCode::kUsage;
+    CHECK((usage || kernels.error().code == ErrorCode::kUnsupported));
+    return (usage ? "usage: " : "unsupported: ") + kernels.error().message;
+  }
+  CHECK(kernels->gemm_small->profile == kernels->profile);
+  CHECK(kernels->gemm_large->profile == kernels->profile);
+  return std::string(profile_name(kernels->profile)) + ": " + kernels->gemm_small->name + ", " +
+         kernels->gemm_large->name + ", " + kernels->elementwise->name;
+}
+
+}  // namespace
+
+TEST_CASE("the default takes the best row that the CPU has") {
+  CHECK(chosen("reference") == "dp: reference, reference, reference");
+  CHECK(chosen("avx2") == "dp: portable, portable, portable");
+  CHECK(chosen("avx512") == "dp: avx512-fma, avx512-fma, avx512");
+  CHECK(chosen("avx512_bf16") == "dp: avx512-fma, avx512-fma, avx512");
+  CHECK(chosen("amx") == "amx: amx-tile, amx-tile, avx512");
+}
+
+TEST_CASE("a numeric profile can be pinned on any CPU, so that a mixed fleet agrees") {
+  CHECK(chosen("reference", {"amx", "auto"}) == "amx: reference, reference, reference");
+  CHECK(chosen("avx2", {"amx", "auto"}) == "amx: portable, portable, portable");
+  CHECK(chosen("avx512", {"amx", "auto"}) == "amx: avx512-fma, avx512-fma, avx512");
+  CHECK(chosen("amx", {"dp", "auto"}) == "dp: avx512-fma, avx512-fma, avx512");
+}
+
+TEST_CASE("a row asked for by name is used for every m, in the profile that auto would have") {
+  CHECK(chosen("amx", {"auto", "avx512-fma"}) == "amx: avx512-fma, avx512-fma, avx512");
+  CHECK(chosen("avx512", {"auto", "avx512-fma"}) == "dp: avx512-fma, avx512-fma, avx512");
+  CHECK(chosen("avx512", {"amx", "avx512-fma"}) == "amx: avx512-fma, avx512-fma, avx512");
+  CHECK(chosen("amx", {"auto", "reference"}) == "amx: reference, reference, avx512");
+  CHECK(chosen("amx", {"dp", "portable"}) == "dp: portable, portable, avx512");
+  // The only profile that a row has.
+  CHECK(chosen("amx", {"auto", "avx512-dp"}) == "dp: avx512-dp, avx512-dp, avx512");
+  CHECK(chosen("avx512", {"auto", "amx-emulated"}) == "amx: amx-emulated, amx-emulated, avx512");
+  CHECK(chosen("avx512_bf16", {"auto", "onednn"}) == "onednn: onednn, onednn, avx512");
+}
+
+TEST_CASE("requests that make no sense name what would") {
+  CHECK(chosen("amx", {"fp16", "auto"}) == "usage: unknown numeric profile \"fp16\": expected one of auto, dp, amx");
+  CHECK(chosen("amx", {"onednn", "auto"}) ==
+        "usage: unknown numeric profile \"onednn\": expected one of auto, dp, amx");
+  CHECK(chosen("amx", {"auto", "avx512"}) ==
+        "usage: unknown GEMM kernel \"avx512\": expected one of auto, amx-tile, avx512-fma, avx512-dp, portable, "
+        "reference, amx-emulated, onednn");
+  CHECK(chosen("amx", {"amx", "avx512-dp"}) ==
+        "usage: GEMM kernel \"avx512-dp\" computes the numeric profile \"dp\", but \"amx\" was asked for: drop one of "
+        "the two");
+  CHECK(chosen("amx", {"dp", "amx-tile"}) ==
+        "usage: GEMM kernel \"amx-tile\" computes the numeric profile \"amx\", but \"dp\" was asked for: drop one of "
+        "the two");
+  CHECK(chosen("amx", {"dp", "onednn"}) ==
+        "usage: GEMM kernel \"onednn\" computes the numeric profile \"onednn\", but \"dp\" was asked for: drop one of "
+        "the two");
+}
+
+TEST_CASE("a row that needs more than the CPU has is refused, never replaced") {
+  CHECK(chosen("avx512", {"auto", "avx512-dp"}) ==
+        "unsupported: GEMM kernel \"avx512-dp\" needs avx512_bf16, but this run may use avx2 avx512");
+  CHECK(chosen("avx512_bf16", {"auto", "amx-tile"}) ==
+        "unsupported: GEMM kernel \"amx-tile\" needs amx, but this run may use avx2 avx512 "
+        "avx512_bf16");
+  CHECK(chosen("reference", {"auto", "portable"}) ==
+        "unsupported: GEMM kernel \"portable\" needs avx2, but this run may use none");
+}
+
+TEST_CASE("gemm(m) switches at kSmallM rows") {
+  const GemmKernel& first = gemm_kernels().front();
+  const GemmKernel& last = gemm_kernels().back();
+  const Kernels kernels{Profile::kDp, &first, &last, nullptr};
+  CHECK(&kernels.gemm(1) == &first);
+  CHECK(&kernels.gemm(kSmallM - 1) == &first);
+  CHECK(&kernels.gemm(kSmallM) == &last);
+  CHECK(&kernels.gemm(100000) == &last);
+}
+
+TEST_CASE("the lists are well-formed") {
+  std::set<std::pair<std::string, Profile>> keys;
+  for (const GemmKernel& row : gemm_kernels()) {
+    CHECK((row.run != nullptr));
+    CHECK(row.m_min >= 1);
+    CHECK_MESSAGE(keys.emplace(row.name, row.profile).second, row.name << " is twice in one profile");
+  }
+  // Tests and selection rely on the references being there and needing nothing.
+  for (const Profile profile : {Profile::kDp, Profile::kAmx}) CHECK(keys.contains({"reference", profile}));
+  CHECK(std::string(elementwise_kernels().back().name) == "reference");
+  CHECK(elementwise_kernels().back().needs == Isa::kNone);
+  for (const ElementwiseKernels& row : elementwise_kernels()) {
+    CHECK((row.rms_norm != nullptr));
+    CHECK((row.norm_rope != nullptr));
+    CHECK((row.silu_mul != nullptr));
+    CHECK((row.softmax_leaf != nullptr));
+    CHECK((row.merge_partial != nullptr));
+    CHECK((row.finish_attention != nullptr));
+    CHECK((row.scale_add != nullptr));
+  }
+}
