@@ -29,7 +29,8 @@ struct RopeFrequencies {
   float attention_scaling = 1;  ///< multiplies cos and sin
 };
 
-/// Frequencies in float32 arithmetic, step by step as Transformers does with torch (powers rounded correctly).
+/// Frequencies in float32 arithmetic, step by step as Transformers does with torch, but with powers rounded
+/// correctly: 99% of frequencies are torch's, the others differ by 1 or 2 units in the last place (rope_test).
 /// `dynamic` depends on sequence_length: the caller fixes it once per sequence, as keys already in the cache are not
 /// rotated again. The other types ignore it.
 /// REQUIRES: a validated config; head_dim even (and > 2 for dynamic); max_positions > 0; sequence_length >= 0.
@@ -41,7 +42,6 @@ RopeFrequencies rope_frequencies(const RopeConfig& config, int head_dim, int64_t
 void rope_rows(const RopeFrequencies& frequencies, std::span<const int64_t> positions, float* cos, float* sin);
 
 /// The factor that multiplies cos and sin; 1 for all types but yarn.
-/// Needs max_positions only as rope_frequencies does.
 double rope_attention_factor(const RopeConfig& config);
 
 /// One line for people: "yarn, factor 4, theta 1000000, original 32768, attention factor 1.1386".
