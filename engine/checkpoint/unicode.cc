@@ -69,7 +69,7 @@ class NfcWriter {
         flush_marks();
         buffer_.push_back(parts[i]);
       } else {
-        marks_.push_back({mark_class, parts[i]});
+        marks_.push_back({mark_class, marks_.size(), parts[i]});
       }
     }
   }
@@ -95,13 +95,16 @@ class NfcWriter {
   static constexpr auto kOptions = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
   struct Mark {
     int combining_class;
+    size_t order;  // of writing, kept among marks of one class
     int32_t code_point;
   };
 
   void flush_marks() {
     if (marks_.empty()) return;
-    std::stable_sort(marks_.begin(), marks_.end(),
-                     [](const Mark& a, const Mark& b) { return a.combining_class < b.combining_class; });
+    // Not std::stable_sort, whose libstdc++ 12 form clang finds deprecated.
+    std::sort(marks_.begin(), marks_.end(), [](const Mark& a, const Mark& b) {
+      return a.combining_class != b.combining_class ? a.combining_class < b.combining_class : a.order < b.order;
+    });
     for (const Mark& mark : marks_) buffer_.push_back(mark.code_point);
     marks_.clear();
   }
