@@ -235,7 +235,9 @@ Result<fs::path> find_model(std::string_view name_or_directory, const ModelSearc
       searched.push_back(directory / name);
     }
   }
+  const bool hub_form = plain || (std::count(name.begin(), name.end(), '/') == 1 && name[0] != '/' && name[0] != '.');
   for (const fs::path& cache : search.hub_caches) {
+    if (!hub_form) break;
     TRY_ASSIGN(fs::path snapshot, find_in_hub(cache, name));
     if (!snapshot.empty()) return snapshot;
     searched.push_back(cache / (plain ? "models--*--" + name : "models--ORG--NAME") / "snapshots");
