@@ -1,0 +1,201 @@
+#include "tools/chat.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/format.h"
+#include "engine/checkpoint/chat_template.h"
+#include "tools/answer.h"
+#include "tools/exit_codes.h"
+#include "tools/output.h"
+#include "tools/session.h"
+#include "tools/signals.h"
+
+namespace cpuinfer::tools {
+namespace {
+
+constexpr const char* kHelp = R"(/clear           forget the conversation
+/set think       let the model think before it answers
+/set nothink     answer at once
+/set system TEXT system message of the conversation (empty: none)
+/tokens          how much of the context is used
+/bye             leave (so does Ctrl-D)
+/?               this list
+"""              begins and ends a text of several lines
+Ctrl-C           stops the answer)";
+
+enum class LineEnd { kLine, kEnd, kInterrupted, kFailed };
+
+/// Lines from stdin; unlike streams it notices signals.
+class LineReader {
+ public:
+  LineEnd read(std::string& line) {
+    for (;;) {
+      if (const size_t newline = buffer_.find('\n'); newline != std::string::npos) {
+        line = buffer_.substr(0, newline);
+        buffer_.erase(0, newline + 1);
+        return LineEnd::kLine;
+      }
+      if (cancel_flag().load()) return LineEnd::kInterrupted;
+      char piece[4096];
+      const ssize_t got = ::read(STDIN_FILENO, piece, sizeof(piece));
+      if (got > 0) {
+        buffer_.append(piece, static_cast<size_t>(got));
+      } else if (got == 0) {
+        // Ctrl-D after some text hands the text over; on an empty line it is the end.
+        if (buffer_.empty()) return LineEnd::kEnd;
+        line = std::exchange(buffer_, {});
+        return LineEnd::kLine;
+      } else if (errno != EINTR) {
+        return LineEnd::kFailed;
+      }
+    }
+  }
+  /// What was typed before an interruption counts no more.
+  void discard() { buffer_.clear(); }
+
+ private:
+  std::string buffer_;
+};
+
+class Chat {
+ public:
+  Chat(run::Engine& engine, const checkpoint::Tokenizer& tokenizer, run::Sequence sequence,
+       run::GenerationRequest request, const RunOptions& options, Console& console)
+      : engine_(engine),
+        tokenizer_(tokenizer),
+        sequence_(std::move(sequence)),
+        request_(std::move(request)),
+        system_(options.system.value_or("")),
+        think_(options.think.value_or(true)),
+        logprobs_(options.logprobs.has_value()),
+        console_(console) {}
+
+  Result<int> run() {
+    console_.note("/? lists the commands, Ctrl-D leaves");
+    int interruptions = 0;  // in a row at the prompt
+    for (;;) {
+      console_.put(multi_line_ ? "... " : ">>> ");
+      std::string line;
+      switch (reader_.read(line)) {
+        case LineEnd::kLine: break;
+        case LineEnd::kEnd: console_.put("\n"); return kExitOk;
+        case LineEnd::kFailed: return fail(ErrorCode::kRuntime, "cannot read from the terminal");
+        case LineEnd::kInterrupted:
+          console_.put("\n");
+          if (pending_signal() != SIGINT || ++interruptions > 1) return kExitSignalBase + pending_signal();
+          clear_cancel();
+          reader_.discard();
+          multi_line_.reset();
+          console_.note("Ctrl-C again, Ctrl-D or /bye leaves");
+          continue;
+      }
+      interruptions = 0;
+      const std::optional<std::string> text = complete(line);
+      if (!text || text->find_first_not_of(" \t\r\n") == std::string::npos) continue;
+      if (text->starts_with('/')) {
+        if (!command(*text)) return kExitOk;
+        continue;
+      }
+      TRY_ASSIGN(const int code, answer(*text));
+      if (code != kExitOk) return code;
+    }
+  }
+
+ private:
+  // The text of a turn once it is complete: a line, or all lines between """ and """.
+  std::optional<std::string> complete(const std::string& line) {
+    constexpr std::string_view kQuotes = "\"\"\"";
+    std::string rest = line;
+    if (!multi_line_) {
+      if (!rest.starts_with(kQuotes)) return rest;
+      rest.erase(0, kQuotes.size());
+      multi_line_.emplace();
+    }
+    const size_t end = rest.find(kQuotes);
+    if (end == std::string::npos) {
+      *multi_line_ += rest + "\n";
+      return std::nullopt;
+    }
+    std::string text = *multi_line_ + rest.substr(0, end);
+    multi_line_.reset();
+    return text;
+  }
+
+  // Carries out a "/" command; false means leave.
+  bool command(const std::string& text) {
+    if (text == "/bye" || text == "/exit" || text == "/quit") return false;
+    if (text == "/?" || text == "/help") {
+      console_.line(kHelp);
+    } else if (text == "/clear") {
+      history_.clear();
+      sequence_.truncate(0);
+      console_.note("the conversation is forgotten");
+    } else if (text == "/tokens") {
+      console_.line(format("{} of {} tokens of the context are used", sequence_.length(), engine_.context_tokens()));
+    } else if (text == "/set think" || text == "/set nothink") {
+      think_ = text == "/set think";
+      console_.note(think_ ? "the model may think before it answers" : "the model answers at once");
+    } else if (text == "/set system" || text.starts_with("/set system ")) {
+      system_ = text.substr(std::min(text.size(), std::string_view("/set system ").size()));
+      console_.note(system_.empty() ? "no system message" : "the system message is set");
+    } else {
+      console_.line(format("unknown command '{}'; /? lists the commands", text));
+    }
+    return true;
+  }
+
+  // Answers one turn. Exit code other than 0: leave. An error of this turn alone is printed and the turn forgotten.
+  Result<int> answer(const std::string& text) {
+    std::vector<checkpoint::ChatMessage> messages;
+    if (!system_.empty()) messages.push_back({"system", system_});
+    messages.insert(messages.end(), history_.begin(), history_.end());
+    messages.push_back({"user", text});
+    TRY_ASSIGN(const auto pieces, checkpoint::render_chatml(messages, {.enable_thinking = think_}));
+    request_.prompt = tokenizer_.encode(pieces);
+    if (const auto planned = run::plan_generation(engine_, request_); !planned) {
+      console_.line(format("cpuinfer: {}; or /clear", planned.error().message));
+      return kExitOk;
+    }
+    TRY_ASSIGN(const run::GenerationResult result,
+               show_answer(engine_, tokenizer_, sequence_, request_, AnswerForm::kText, logprobs_, console_));
+    console_.note(statistics(engine_, result));
+    if (result.finish_reason == run::FinishReason::kInterrupted) {
+      if (pending_signal() != SIGINT) return kExitSignalBase + pending_signal();
+      clear_cancel();
+    }
+    // What was shown is part of the conversation, also if it was stopped; a turn without any answer is not.
+    if (result.finish_reason != run::FinishReason::kInterrupted || !result.text.empty()) {
+      history_.push_back({"user", text});
+      history_.push_back({"assistant", result.text});
+    }
+    return kExitOk;
+  }
+
+  run::Engine& engine_;
+  const checkpoint::Tokenizer& tokenizer_;
+  run::Sequence sequence_;
+  run::GenerationRequest request_;
+  std::vector<checkpoint::ChatMessage> history_;
+  std::string system_;
+  bool think_, logprobs_;
+  Console& console_;
+  LineReader reader_;
+  std::optional<std::string> multi_line_;
+};
+
+}  // namespace
+
+Result<int> chat_session(run::Engine& engine, const checkpoint::Tokenizer& tokenizer, run::GenerationRequest request,
+                         const RunOptions& options, Console& console) {
+  TRY_ASSIGN(run::Sequence sequence, engine.start_sequence(engine.context_tokens()));
+  return Chat(engine, tokenizer, std::move(sequence), std::move(request), options, console).run();
+}
+
+}  // namespace cpuinfer::tools

@@ -1,0 +1,17 @@
+// One function per command, each in the file of its name. They return the process exit code, or an error for main to
+// print and to map (exit_codes.h).
+#pragma once
+
+#include "base/result.h"
+#include "tools/options.h"
+
+namespace cpuinfer::tools {
+
+Result<int> run_command(const RunOptions& options);
+Result<int> plan_command(const PlanOptions& options);
+Result<int> tokenize_command(const TokenizeOptions& options);
+Result<int> detokenize_command(const DetokenizeOptions& options);
+Result<int> score_command(const ScoreOptions& options);
+Result<int> synth_command(const SynthOptions& options);
+
+}  // namespace cpuinfer::tools

@@ -1,0 +1,147 @@
+#include "tools/option_values.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <optional>
+#include <vector>
+
+#include "base/format.h"
+#include "engine/model/config_rope.h"
+
+namespace cpuinfer::tools {
+namespace {
+
+std::unexpected<Error> bad(std::string_view name, std::string_view text, std::string_view expected) {
+  return fail(ErrorCode::kUsage, format("{} is '{}'; it must be {}", name, text, expected));
+}
+
+// The number that all of `text` is.
+template <typename T>
+std::optional<T> whole(std::string_view text) {
+  T value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+// 1024^n for the n-th letter of "kmgt", case ignored; 0 for any other.
+double scale_of(char letter) {
+  constexpr std::string_view kLetters = "kmgt";
+  const size_t at = kLetters.find(static_cast<char>(letter | 0x20));
+  return at == std::string_view::npos ? 0 : std::ldexp(1.0, 10 * (static_cast<int>(at) + 1));
+}
+
+// A number with an optional letter, exact and not negative, below 2^62.
+std::optional<int64_t> scaled(std::string_view text) {
+  if (text.empty()) return std::nullopt;
+  if (const auto plain = whole<int64_t>(text)) return plain;
+  const double scale = scale_of(text.back());
+  if (scale == 0) return std::nullopt;
+  const auto number = whole<double>(text.substr(0, text.size() - 1));
+  if (!number || !std::isfinite(*number)) return std::nullopt;
+  const double value = *number * scale;
+  if (std::fabs(value) >= 0x1p62 || value != std::floor(value)) return std::nullopt;
+  return static_cast<int64_t>(value);
+}
+
+int edit_distance(std::string_view a, std::string_view b) {
+  // Optimal string alignment: insert, delete, replace, swap neighbours.
+  std::vector<std::vector<int>> d(a.size() + 1, std::vector<int>(b.size() + 1));
+  for (size_t i = 0; i <= a.size(); ++i) d[i][0] = static_cast<int>(i);
+  for (size_t j = 0; j <= b.size(); ++j) d[0][j] = static_cast<int>(j);
+  for (size_t i = 1; i <= a.size(); ++i) {
+    for (size_t j = 1; j <= b.size(); ++j) {
+      d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1)});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+    }
+  }
+  return d[a.size()][b.size()];
+}
+
+}  // namespace
+
+Result<int64_t> parse_count(std::string_view name, std::string_view text, int64_t low, int64_t high) {
+  const auto value = scaled(text);
+  if (!value || *value < low || *value > high) {
+    return high == INT64_MAX ? bad(name, text, format("a whole number, {} or more (k = 1024)", low))
+                             : bad(name, text, format("a whole number between {} and {} (k = 1024)", low, high));
+  }
+  return *value;
+}
+
+Result<int64_t> parse_size(std::string_view name, std::string_view text) {
+  std::string_view number = text;
+  if (!number.empty() && (number.back() | 0x20) == 'b') {
+    number.remove_suffix(1);
+    if (!number.empty() && number.back() == 'i') number.remove_suffix(1);
+  }
+  const auto value = scaled(number);
+  if (!value || *value < 1) return bad(name, text, "a size such as 512MiB, 64G or 1.5TiB (powers of 1024)");
+  return *value;
+}
+
+Result<double> parse_number(std::string_view name, std::string_view text) {
+  const auto value = whole<double>(text);
+  if (!value || !std::isfinite(*value)) return bad(name, text, "a number");
+  return *value;
+}
+
+Result<uint64_t> parse_seed(std::string_view name, std::string_view text) {
+  const auto value = whole<uint64_t>(text);
+  if (!value) return bad(name, text, "a whole number between 0 and 18446744073709551615");
+  return *value;
+}
+
+Result<bool> parse_switch(std::string_view name, std::string_view text) {
+  for (const char* yes : {"1", "true", "yes", "on"})
+    if (text == yes) return true;
+  for (const char* no : {"0", "false", "no", "off"})
+    if (text == no) return false;
+  return bad(name, text, "1 (or true, yes, on) or 0 (or false, no, off)");
+}
+
+Result<model::RopeConfig> parse_rope_scaling(std::string_view name, std::string_view text) {
+  constexpr std::string_view kForm = "default, linear:FACTOR, dynamic:FACTOR or yarn:FACTOR[:ORIGINAL], such as yarn:4:32768";
+  std::vector<std::string_view> parts;
+  for (std::string_view rest = text;;) {
+    const size_t colon = rest.find(':');
+    parts.push_back(rest.substr(0, colon));
+    if (colon == std::string_view::npos) break;
+    rest.remove_prefix(colon + 1);
+  }
+  model::RopeConfig rope;
+  if (parts[0] == "default") {
+    if (parts.size() != 1) return bad(name, text, kForm);
+    return rope;
+  }
+  if (parts[0] == "linear") rope.type = model::RopeType::kLinear;
+  else if (parts[0] == "dynamic") rope.type = model::RopeType::kDynamic;
+  else if (parts[0] == "yarn") rope.type = model::RopeType::kYarn;
+  else return bad(name, text, kForm);
+  if (parts.size() < 2 || parts.size() > (rope.type == model::RopeType::kYarn ? 3u : 2u)) return bad(name, text, kForm);
+
+  const auto factor = whole<double>(parts[1]);
+  if (!factor || !std::isfinite(*factor) || *factor < 1) return bad(name, text, "a type with a factor of 1 or more, such as yarn:4");
+  rope.factor = *factor;
+  if (parts.size() == 3) {
+    TRY_ASSIGN(rope.original_max_positions, parse_count(format("the original length in {}", name), parts[2], 1, model::kMaxPositions));
+  }
+  return rope;
+}
+
+std::string nearest_name(std::string_view wrong, std::span<const std::string> names) {
+  std::string best;
+  int best_distance = static_cast<int>(std::max<size_t>(1, wrong.size() / 3)) + 1;
+  for (const std::string& name : names) {
+    // A beginning of the name counts as one step: "--temp" for "--temperature".
+    const int distance = name.starts_with(wrong) && wrong.size() >= 3 ? 1 : edit_distance(wrong, name);
+    if (distance < best_distance) {
+      best = name;
+      best_distance = distance;
+    }
+  }
+  return best;
+}
+
+}  // namespace cpuinfer::tools

@@ -1,0 +1,108 @@
+// The command line: what every command was asked to do, as plain data.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/result.h"
+#include "base/types.h"
+#include "engine/run/engine.h"
+
+namespace cpuinfer::tools {
+
+enum class ProgressMode { kAuto, kBar, kPlain, kNone };
+
+/// What goes to stderr.
+struct ConsoleOptions {
+  ProgressMode progress = ProgressMode::kAuto;
+  bool quiet = false;    ///< only warnings and errors
+  bool verbose = false;  ///< debug messages too
+  bool color = true;     ///< false: NO_COLOR is set
+};
+
+/// Engine and model; engine.model is filled in when `model` has been looked up.
+struct ModelOptions {
+  std::string model;  ///< a directory or a name
+  run::EngineOptions engine;
+};
+
+/// What the user gave; the rest comes from generation_config.json.
+struct SamplingOptions {
+  bool greedy = false;
+  std::optional<float> temperature, top_p, min_p, presence_penalty, frequency_penalty, repetition_penalty;
+  std::optional<int> top_k;
+  std::optional<uint64_t> seed;
+};
+
+/// No command: chat, or one answer.
+struct RunOptions {
+  ConsoleOptions console;
+  ModelOptions model;
+  SamplingOptions sampling;
+  std::optional<std::string> prompt, prompt_file;
+  std::optional<std::string> system;
+  bool raw = false;           ///< continue the text, no chat template
+  std::optional<bool> think;  ///< absent: as the template does by itself
+  int64_t max_tokens = 0;     ///< 0: generation_config.json, else as many as the context holds
+  std::vector<std::string> stop_strings;
+  std::optional<int> logprobs;
+  bool json = false;
+};
+
+struct PlanOptions {
+  ConsoleOptions console;
+  ModelOptions model;
+  bool json = false;
+};
+
+struct TokenizeOptions {
+  ConsoleOptions console;
+  std::string model;
+  bool no_special = false;
+};
+struct DetokenizeOptions {
+  ConsoleOptions console;
+  std::string model;
+  bool no_special = false;
+};
+
+struct ScoreOptions {
+  ConsoleOptions console;
+  ModelOptions model;
+  std::optional<std::string> file, ids_file, logits_file;
+  bool json = false;
+};
+
+struct SynthOptions {
+  ConsoleOptions console;
+  std::string name;                       ///< empty when config_file is given
+  std::optional<std::string> config_file;
+  std::string output;
+  std::optional<int> layers;
+  uint64_t seed = 0;
+  DType dtype = DType::kBF16;
+  std::optional<std::string> tokenizer;   ///< directory to copy tokenizer files from
+  int threads = 0;
+  int64_t shard_bytes = 5_GiB;
+};
+
+/// Text for stdout instead of a command: help or version.
+struct ShowText {
+  std::string text;
+};
+
+using CommandLine = std::variant<ShowText, RunOptions, PlanOptions, TokenizeOptions, DetokenizeOptions, ScoreOptions, SynthOptions>;
+
+/// Gives an environment variable's value, or nullopt.
+using Environment = std::function<std::optional<std::string>(const char*)>;
+
+/// Reads `arguments` (without the program's name). An option that is not given takes its value from its variable
+/// (--rope-scaling: CPUINFER_ROPE_SCALING), else its default. kUsage: unknown command or option with the nearest name,
+/// value out of range with option, value and range.
+Result<CommandLine> parse_command_line(const std::vector<std::string>& arguments, const Environment& environment);
+
+}  // namespace cpuinfer::tools

@@ -1,0 +1,88 @@
+// No command: one answer to one prompt. Without a prompt and with a terminal it becomes a chat (chat.cc).
+#include <unistd.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/format.h"
+#include "engine/checkpoint/chat_template.h"
+#include "tools/answer.h"
+#include "tools/chat.h"
+#include "tools/commands.h"
+#include "tools/exit_codes.h"
+#include "tools/output.h"
+#include "tools/session.h"
+#include "tools/signals.h"
+
+namespace cpuinfer::tools {
+namespace {
+
+// The text to answer, from wherever it comes.
+Result<std::string> prompt_text(const RunOptions& options) {
+  if (options.prompt) return *options.prompt;
+  TRY_ASSIGN(std::string text, read_text(options.prompt_file.value_or("-")));
+  // Editors and echo end a file with a newline that nobody means as part of the question. A text to be continued is
+  // taken as it is.
+  if (!options.raw && text.ends_with('\n')) text.pop_back();
+  return text;
+}
+
+Result<std::vector<TokenId>> prompt_tokens(const RunOptions& options, const std::string& text, bool chat,
+                                           const checkpoint::Tokenizer& tokenizer) {
+  if (!chat) return tokenizer.encode(text);
+  std::vector<checkpoint::ChatMessage> messages;
+  if (options.system) messages.push_back({"system", *options.system});
+  messages.push_back({"user", text});
+  TRY_ASSIGN(const auto pieces, checkpoint::render_chatml(messages, {.enable_thinking = options.think.value_or(true)}));
+  return tokenizer.encode(pieces);
+}
+
+}  // namespace
+
+Result<int> run_command(const RunOptions& options) {
+  Console console(options.console);
+  const bool answer_one = options.prompt || options.prompt_file || ::isatty(STDIN_FILENO) != 1;
+  TRY_ASSIGN(const std::filesystem::path directory, resolve_model(options.model.model));
+  TRY_ASSIGN(const checkpoint::Tokenizer tokenizer, checkpoint::Tokenizer::open(directory));
+  const bool chatml = has_chatml(tokenizer);
+  const bool chat = chatml && !options.raw;
+  if (!chatml && tokenizer.chat_template() && !options.raw) {
+    return fail(ErrorCode::kUnsupported, format("{}: the chat template is not ChatML (no <|im_start|>, <|im_end|> tokens); "
+                                                "--raw continues a text without it", directory.string()));
+  }
+  if (!answer_one && (!chat || options.json)) {
+    return fail(ErrorCode::kUsage, options.json || options.raw
+                                       ? "--json and --raw need a prompt: give --prompt, --prompt-file, or text on stdin"
+                                       : "this model has no chat template, it only continues texts: give --prompt, "
+                                         "--prompt-file, or text on stdin");
+  }
+  TRY_ASSIGN(const std::unique_ptr<run::Engine> engine, prepare_engine(options.model));
+  const model::GenerationDefaults& defaults = engine->generation_defaults();
+  run::GenerationRequest request;
+  TRY_ASSIGN(request.sampling, choose_sampling(options.sampling, defaults));
+  request.max_tokens = options.max_tokens != 0 ? options.max_tokens : defaults.max_new_tokens.value_or(0);
+  request.stop_tokens = stop_tokens(*engine, tokenizer, chat);
+  request.stop_strings = options.stop_strings;
+  request.top_logprobs = options.logprobs.value_or(0);
+
+  std::vector<std::string> facts = {describe(request.sampling)};
+  if (!chatml) facts.push_back("prompt    continued as it is: this model has no chat template");
+  if (!answer_one) {
+    TRY(load_engine(*engine, facts, console));
+    return chat_session(*engine, tokenizer, std::move(request), options, console);
+  }
+
+  TRY_ASSIGN(const std::string text, prompt_text(options));
+  TRY_ASSIGN(request.prompt, prompt_tokens(options, text, chat, tokenizer));
+  TRY_ASSIGN(const int64_t max_tokens, run::plan_generation(*engine, request));
+  TRY(load_engine(*engine, facts, console));
+  TRY_ASSIGN(run::Sequence sequence, engine->start_sequence(static_cast<int64_t>(request.prompt.size()) + max_tokens));
+  TRY_ASSIGN(const run::GenerationResult result,
+             show_answer(*engine, tokenizer, sequence, request, options.json ? AnswerForm::kJson : AnswerForm::kText,
+                         options.logprobs.has_value(), console));
+  console.note(statistics(*engine, result));
+  return result.finish_reason == run::FinishReason::kInterrupted ? kExitSignalBase + pending_signal() : kExitOk;
+}
+
+}  // namespace cpuinfer::tools

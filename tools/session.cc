@@ -1,0 +1,151 @@
+#include "tools/session.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <random>
+
+#include "base/format.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "engine/checkpoint/checkpoint_file.h"
+#include "engine/checkpoint/model_directory.h"
+#include "tools/output.h"
+#include "tools/signals.h"
+
+namespace cpuinfer::tools {
+namespace {
+
+std::optional<std::string> environment_variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? std::nullopt : std::optional<std::string>(value);
+}
+
+// eos_token_id of config.json: a number, a list of numbers, or nothing.
+std::vector<TokenId> config_eos(const Json& config) {
+  std::vector<TokenId> tokens;
+  const auto take = [&](const Json& value) {
+    if (value.is_int() && value.as_int() >= 0 && value.as_int() <= INT32_MAX) tokens.push_back(static_cast<TokenId>(value.as_int()));
+  };
+  if (const Json* value = config.find("eos_token_id"); value != nullptr) {
+    if (value->is_array()) std::for_each(value->as_array().begin(), value->as_array().end(), take);
+    else take(*value);
+  }
+  return tokens;
+}
+
+// Tokens per second, or "-" where nothing was measured.
+std::string speed(int64_t tokens, double seconds) {
+  return tokens > 0 && seconds > 0 ? format("{:.1f} tokens/s", static_cast<double>(tokens) / seconds) : "- tokens/s";
+}
+
+}  // namespace
+
+Result<std::filesystem::path> resolve_model(const std::string& name) {
+  return checkpoint::find_model(name, checkpoint::standard_model_search(environment_variable));
+}
+
+Result<std::unique_ptr<run::Engine>> prepare_engine(const ModelOptions& options) {
+  run::EngineOptions engine = options.engine;
+  TRY_ASSIGN(engine.model, resolve_model(options.model));
+  return run::Engine::prepare(engine);
+}
+
+Result<void> load_engine(run::Engine& engine, const std::vector<std::string>& facts, Console& console) {
+  TRY(engine.plan().check());
+  for (const std::string& line : engine.describe()) console.line(line);
+  for (const std::string& line : facts) console.line(line);
+  Progress progress(console, "loading", ProgressUnit::kBytes);
+  return engine.load({.progress = [&](int64_t done, int64_t total) { progress.update(done, total); },
+                      .cancel = &cancel_flag()});
+}
+
+Result<run::SamplingParams> choose_sampling(const SamplingOptions& options, const model::GenerationDefaults& defaults) {
+  run::SamplingParams params;
+  // A temperature in the file without do_sample means sampling, as in the servers that ignore do_sample; do_sample
+  // without a temperature means 1, as in Transformers.
+  const bool file_samples = defaults.do_sample.value_or(defaults.temperature.has_value());
+  const float file_temperature = file_samples ? defaults.temperature.value_or(1.0f) : 0.0f;
+  params.temperature = options.greedy ? 0.0f : options.temperature.value_or(file_temperature);
+  params.top_k = options.top_k.value_or(defaults.top_k.value_or(params.top_k));
+  params.top_p = options.top_p.value_or(defaults.top_p.value_or(params.top_p));
+  params.min_p = options.min_p.value_or(defaults.min_p.value_or(params.min_p));
+  params.presence_penalty = options.presence_penalty.value_or(params.presence_penalty);
+  params.frequency_penalty = options.frequency_penalty.value_or(params.frequency_penalty);
+  params.repetition_penalty = options.repetition_penalty.value_or(defaults.repetition_penalty.value_or(params.repetition_penalty));
+  if (options.seed) {
+    params.seed = *options.seed;
+  } else if (params.temperature > 0) {
+    params.seed = std::random_device()();  // 32 bits: short enough to be typed again
+  }
+  TRY(params.check());
+  if (params.temperature == 0 && (options.top_k || options.top_p || options.min_p)) {
+    log_warn("top-k, top-p and min-p change nothing: the answer is greedy{}",
+             options.greedy || options.temperature ? "" : " (give --temperature to sample)");
+  }
+  return params;
+}
+
+std::string describe(const run::SamplingParams& s) {
+  std::string text = "sampling  ";
+  if (s.temperature == 0) {
+    text += "greedy";
+  } else {
+    text += format("temperature {}", s.temperature);
+    if (s.top_k > 0) text += format(", top-k {}", s.top_k);
+    if (s.top_p < 1) text += format(", top-p {}", s.top_p);
+    if (s.min_p > 0) text += format(", min-p {}", s.min_p);
+    text += format(", seed {}", s.seed);
+  }
+  if (s.presence_penalty != 0) text += format(", presence penalty {}", s.presence_penalty);
+  if (s.frequency_penalty != 0) text += format(", frequency penalty {}", s.frequency_penalty);
+  if (s.repetition_penalty != 1) text += format(", repetition penalty {}", s.repetition_penalty);
+  return text;
+}
+
+bool has_chatml(const checkpoint::Tokenizer& tokenizer) {
+  return tokenizer.find("<|im_start|>").has_value() && tokenizer.find("<|im_end|>").has_value();
+}
+
+std::vector<TokenId> stop_tokens(const run::Engine& engine, const checkpoint::Tokenizer& tokenizer, bool chat) {
+  std::vector<TokenId> tokens = engine.generation_defaults().eos_token_ids;
+  if (tokens.empty()) {
+    tokens = config_eos(engine.checkpoint().config());
+    if (tokenizer.eos_token()) {
+      if (const auto token = tokenizer.find(*tokenizer.eos_token())) tokens.push_back(*token);
+    }
+  }
+  if (chat) {
+    if (const auto token = tokenizer.find("<|im_end|>")) tokens.push_back(*token);
+  }
+  return tokens;
+}
+
+std::string statistics(const run::Engine& engine, const run::GenerationResult& result) {
+  const int64_t computed = result.prompt_tokens - result.reused_tokens;
+  const double decode_rate = result.decode_seconds > 0 ? static_cast<double>(result.decoded_tokens) / result.decode_seconds : 0;
+  std::string text = format("prompt {} tokens", result.prompt_tokens);
+  if (result.reused_tokens > 0) text += format(" ({} from cache)", result.reused_tokens);
+  text += format(", prefill {}; ", speed(computed, result.prefill_seconds));
+  text += format("answer {} tokens, decode {}", result.answer.size(), speed(result.decoded_tokens, result.decode_seconds));
+  if (decode_rate > 0) text += format(", {:.1f} GB/s of weights", decode_rate * static_cast<double>(engine.decode_weight_bytes()) / 1e9);
+  return text + format("; {}", run::finish_reason_name(result.finish_reason));
+}
+
+Result<std::string> read_text(const std::string& path) {
+  return path == "-" ? read_stdin(kMaxTextBytes) : checkpoint::read_whole_file(path, kMaxTextBytes);
+}
+
+Result<std::vector<TokenId>> parse_ids(std::string_view text, std::string_view where) {
+  TRY_ASSIGN(const Json json, parse_json(text, where));
+  if (!json.is_array()) return fail(ErrorCode::kBadInput, format("{}: expected a JSON array of token ids, found {}", where, json.kind_name()));
+  std::vector<TokenId> ids;
+  ids.reserve(json.as_array().size());
+  for (const Json& id : json.as_array()) {
+    if (!id.is_int() || id.as_int() < 0 || id.as_int() > INT32_MAX)
+      return fail(ErrorCode::kBadInput, format("{}: element {} is {}, not a token id", where, ids.size(), to_json_text(id)));
+    ids.push_back(static_cast<TokenId>(id.as_int()));
+  }
+  return ids;
+}
+
+}  // namespace cpuinfer::tools

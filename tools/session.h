@@ -1,0 +1,56 @@
+// From options to a loaded model: what run, chat and score share.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "engine/checkpoint/tokenizer.h"
+#include "engine/run/engine.h"
+#include "engine/run/generation.h"
+#include "engine/run/sampler.h"
+#include "tools/options.h"
+#include "tools/progress.h"
+
+namespace cpuinfer::tools {
+
+/// The longest text or list of ids that is read from a file or stdin.
+inline constexpr int64_t kMaxTextBytes = 256_MiB;
+
+/// The directory of a model, by the rules of checkpoint::find_model and this process's environment.
+Result<std::filesystem::path> resolve_model(const std::string& name);
+
+/// Looks the model up and prepares the engine; reads no weights.
+Result<std::unique_ptr<run::Engine>> prepare_engine(const ModelOptions& options);
+
+/// Prints what runs (Engine::describe and `facts`), then loads with a progress bar.
+/// kDoesNotFit with the plan's table before anything is read; kInterrupted.
+Result<void> load_engine(run::Engine& engine, const std::vector<std::string>& facts, Console& console);
+
+/// What the user asked for, completed by generation_config.json. do_sample false, or a file (or no file) that says
+/// nothing about sampling, is greedy. A seed that is needed and not given is chosen at random.
+Result<run::SamplingParams> choose_sampling(const SamplingOptions& options, const model::GenerationDefaults& defaults);
+
+/// "sampling  temperature 0.6, top-k 20, top-p 0.95, seed 123", or "sampling  greedy".
+std::string describe(const run::SamplingParams& sampling);
+
+/// True if the tokenizer has the special tokens of ChatML.
+bool has_chatml(const checkpoint::Tokenizer& tokenizer);
+
+/// The tokens that end an answer: those of generation_config.json, else of config.json and tokenizer_config.json; in a
+/// chat <|im_end|> too.
+std::vector<TokenId> stop_tokens(const run::Engine& engine, const checkpoint::Tokenizer& tokenizer, bool chat);
+
+/// The statistics line after an answer.
+std::string statistics(const run::Engine& engine, const run::GenerationResult& result);
+
+/// A text file given by the user, whole. "-" is stdin.
+Result<std::string> read_text(const std::string& path);
+
+/// A JSON array of token ids. Errors name `where`.
+Result<std::vector<TokenId>> parse_ids(std::string_view text, std::string_view where);
+
+}  // namespace cpuinfer::tools
