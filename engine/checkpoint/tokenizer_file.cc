@@ -177,10 +177,11 @@ class Reader {
     return {};
   }
 
-  Result<TokenId> read_id(std::string_view what, const Json& value) const {
-    if (!value.is_int() || value.as_int() < 0 || value.as_int() >= kTokenIdLimit)
-      return bad(format("{}: expected an id in 0..{}, found {}", what, kTokenIdLimit - 1, describe(&value)));
-    return static_cast<TokenId>(value.as_int());
+  static bool is_id(const Json& value) {
+    return value.is_int() && value.as_int() >= 0 && value.as_int() < kTokenIdLimit;
+  }
+  std::unexpected<Error> bad_id(std::string_view what, const Json& value) const {
+    return bad(format("{}: expected an id in 0..{}, found {}", what, kTokenIdLimit - 1, describe(&value)));
   }
 
   // Enters a token under its spelling and its id, each of which must be new.
@@ -199,9 +200,13 @@ class Reader {
     const Json* vocabulary = model.find("vocab");
     if (vocabulary == nullptr || !vocabulary->is_object())
       return bad(format("model.vocab: expected an object of ids, found {}", describe(vocabulary)));
-    for (const auto& [spelling, id_value] : vocabulary->as_object()) {
-      TRY_ASSIGN(const TokenId id, read_id(format("model.vocab[{}]", quoted(spelling)), id_value));
-      TRY(add_token("model.vocab", {spelling, id, false, false}));
+    const size_t count = vocabulary->as_object().size();
+    file_.tokens.reserve(count);
+    by_spelling_.reserve(count);
+    by_id_.reserve(count);
+    for (const auto& [spelling, id] : vocabulary->as_object()) {
+      if (!is_id(id)) return bad_id(format("model.vocab[{}]", quoted(spelling)), id);
+      TRY(add_token("model.vocab", {spelling, static_cast<TokenId>(id.as_int()), false, false}));
     }
     return {};
   }
@@ -284,7 +289,8 @@ class Reader {
       if (value->as_bool() && std::string_view(flag) != "special")
         return unsupported(format("{}: {} has \"{}\": true, expected false", what, quoted(content->as_string()), flag));
     }
-    TRY_ASSIGN(const TokenId id, read_id(format("{}: id", what), *id_value));
+    if (!is_id(*id_value)) return bad_id(format("{}: id", what), *id_value);
+    const auto id = static_cast<TokenId>(id_value->as_int());
     const bool special = entry.find("special")->as_bool();
     const auto known = by_spelling_.find(content->as_string());
     if (known == by_spelling_.end()) return add_token(what, {content->as_string(), id, true, special});
