@@ -1,0 +1,125 @@
+#include "engine/load/memory_plan.h"
+
+#include <doctest/doctest.h>
+
+#include "base/json.h"
+
+using namespace cpuinfer;
+using namespace cpuinfer::load;
+
+namespace {
+
+model::ModelConfig config_of(const char* text) {
+  const auto json = parse_json(text, "config");
+  REQUIRE(json);
+  const auto config = model::parse_model_config(*json);
+  REQUIRE_MESSAGE(config, (config ? "" : config.error().message));
+  return *config;
+}
+
+// Qwen3-30B-A3B as published.
+constexpr const char* kQwen3_30B = R"({"architectures":["Qwen3MoeForCausalLM"],"hidden_size":2048,
+  "num_hidden_layers":48,"num_attention_heads":32,"num_key_value_heads":4,"head_dim":128,"vocab_size":151936,
+  "intermediate_size":6144,"num_experts":128,"num_experts_per_tok":8,"moe_intermediate_size":768,
+  "norm_topk_prob":true,"rms_norm_eps":1e-6,"tie_word_embeddings":false,"max_position_embeddings":40960,
+  "rope_theta":1000000.0,"torch_dtype":"bfloat16"})";
+
+// Nobody's checkpoint: 48 heads, hidden 6144, 12 of 128 experts of width 1024.
+constexpr const char* kWide = R"({"architectures":["Qwen3MoeForCausalLM"],"hidden_size":6144,
+  "num_hidden_layers":62,"num_attention_heads":48,"num_key_value_heads":8,"head_dim":128,"vocab_size":151936,
+  "intermediate_size":8192,"num_experts":128,"num_experts_per_tok":12,"moe_intermediate_size":1024,
+  "norm_topk_prob":true,"rms_norm_eps":1e-6,"tie_word_embeddings":false,"max_position_embeddings":262144,
+  "rope_theta":10000000.0,"torch_dtype":"bfloat16"})";
+
+MemoryPlan plan_of(const model::ModelConfig& config, int64_t context, int nodes, const char* machine,
+                   int64_t available = 4096_GiB) {
+  auto model = model::create_model(config, nodes);
+  REQUIRE(model);
+  const auto topology = numa::Topology::synthetic(machine);
+  REQUIRE(topology);
+  return plan_memory(**model,
+                     {.limits = {.rows = 512, .logit_rows = 1, .sequences = 1, .context_tokens = context},
+                      .kv_pages = model::KvCache::pages_for(context),
+                      .workers = topology->cores(),
+                      .nodes = nodes},
+                     *topology, {available, "a test"});
+}
+
+const PlanLine& line_for(const MemoryPlan& plan, const char* purpose) {
+  for (const PlanLine& line : plan.lines)
+    if (line.purpose == purpose) return line;
+  FAIL("no line " << purpose);
+  return plan.lines[0];
+}
+
+int64_t bytes_for(const MemoryPlan& plan, const char* purpose) { return line_for(plan, purpose).total(); }
+
+}  // namespace
+
+TEST_CASE("Qwen3-30B-A3B: the bytes are those of the checkpoint") {
+  const MemoryPlan plan = plan_of(config_of(kQwen3_30B), 32768, 1, "numa:1(memory=1024GB) core:8 pu:1");
+  CHECK(plan.fits());
+  CHECK(bytes_for(plan, "experts") == int64_t{48} * 128 * 3 * 2048 * 768 * 2);
+  CHECK(bytes_for(plan, "attention") == int64_t{48} * 2048 * (2 * 4096 + 2 * 512) * 2);
+  CHECK(bytes_for(plan, "router") == int64_t{48} * 128 * 2048 * 2);
+  CHECK(bytes_for(plan, "embedding") == int64_t{151936} * 2048 * 2);
+  CHECK(bytes_for(plan, "lm_head") == int64_t{151936} * 2048 * 2);
+  CHECK(plan.kv_bytes_per_token == 96 * 1024);
+  CHECK(bytes_for(plan, "KV cache") == int64_t{32768} * 96 * 1024);
+}
+
+TEST_CASE("a wide model plans on eight nodes, and its weights are spread evenly") {
+  const MemoryPlan plan = plan_of(config_of(kWide), 262144, 8, "numa:8(memory=256GB) core:8 pu:2");
+  CHECK(plan.fits());
+  const PlanLine& experts = line_for(plan, "experts");
+  CHECK(experts.total() == int64_t{62} * 128 * 3 * 6144 * 1024 * 2);
+  for (const int64_t bytes : experts.node_bytes) CHECK(bytes == experts.total() / 8);
+}
+
+TEST_CASE("what does not fit is refused with the table and a context that would fit") {
+  const auto config = config_of(kQwen3_30B);
+  const MemoryPlan plan = plan_of(config, 32768, 1, "numa:1(memory=1024GB) core:8 pu:1", 59_GiB);
+  CHECK_FALSE(plan.fits());
+  const auto refused = plan.check();
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == ErrorCode::kDoesNotFit);
+  CHECK(refused.error().message.starts_with("not enough memory, nothing was loaded\n"));
+  CHECK(refused.error().message.find("experts") != std::string::npos);
+  CHECK(refused.error().message.find("(a test)") != std::string::npos);
+
+  // The advice is true: that context fits, and one page more does not.
+  const int64_t context = plan.largest_context();
+  CHECK(refused.error().message.ends_with("--ctx " + std::to_string(context) + " would fit"));
+  CHECK(context > 0);
+  const auto with_context = [&](int64_t tokens) {
+    return plan_of(config, tokens, 1, "numa:1(memory=1024GB) core:8 pu:1", 59_GiB).fits();
+  };
+  CHECK(with_context(context));
+}
+
+TEST_CASE("no context helps when the weights alone are too much") {
+  const MemoryPlan plan = plan_of(config_of(kQwen3_30B), 4096, 1, "numa:1(memory=1024GB) core:8 pu:1", 30_GiB);
+  CHECK(plan.largest_context() == 0);
+  CHECK(plan.check().error().message.ends_with("no context fits: free memory, or use a machine with more of it"));
+}
+
+TEST_CASE("a node that is too small is named") {
+  const MemoryPlan plan = plan_of(config_of(kQwen3_30B), 32768, 2, "numa:2(memory=32GB) core:8 pu:1", 100_GiB);
+  CHECK_FALSE(plan.fits());
+  REQUIRE(plan.shortages.size() == 1);
+  CHECK(plan.shortages[0].starts_with("node 0 needs "));
+}
+
+TEST_CASE("simulated nodes share the memory of the real one") {
+  const MemoryPlan plan = plan_of(config_of(kQwen3_30B), 4096, 2, "numa:1(memory=40GB) core:8 pu:1");
+  CHECK_FALSE(plan.fits());
+}
+
+TEST_CASE("the JSON form has every purpose") {
+  const MemoryPlan plan = plan_of(config_of(kQwen3_30B), 4096, 2, "numa:2(memory=512GB) core:8 pu:1");
+  const Json json = plan.json();
+  CHECK(json.find("fits")->as_bool());
+  CHECK(json.find("total_bytes")->as_int() == plan.total());
+  CHECK(json.find("purposes")->as_array().size() == plan.lines.size());
+  CHECK(json.find("purposes")->as_array()[0].find("node_bytes")->as_array().size() == 2);
+}
