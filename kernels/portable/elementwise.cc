@@ -87,16 +87,10 @@ inline void fill_zero(bf16* out, int begin, int end) {
 
   Lanes sum;
   for (int i = 0; i < a.valid; i += kLanes) {
-    const int count = group_size(i, a.valid);
+    // Lanes without a token add 0. (NaN if top is -inf, but then the lanes with a token do so too.)
     const Lanes p = exp2(score(i) - Lanes(top));
-    if (count == kLanes) {
-      sum = sum + p;
-    } else {
-      alignas(32) float staged[kLanes];
-      store(p, staged);
-      sum = sum + load(staged, count);  // -inf minus -inf is NaN: cut it off
-    }
-    store_bf16(p, a.probs + i, count);
+    sum = sum + p;
+    store_bf16(p, a.probs + i, group_size(i, a.valid));
   }
   fill_zero(a.probs, a.valid, a.probs_count);
   *a.max = top;

@@ -3,6 +3,7 @@
 
 #include <thread>
 
+#include "base/log.h"
 #include "tests/kernels/kernel_data.h"
 
 extern "C" int omp_get_max_threads();  // of libgomp; clang comes without <omp.h>
@@ -90,4 +91,30 @@ TEST_CASE("the oneDNN row survives more shapes than it keeps primitives for") {
     data.run(onednn(), c);
     CHECK(std::isfinite(c[c.size() - 1]));
   }
+}
+
+// ctest runs this case in a process of its own, in which oneDNN may not use AVX-512 and so has no bf16.
+TEST_CASE("where oneDNN fails, the row says so once and computes with the reference") {
+  if (std::getenv("DNNL_MAX_CPU_ISA") == nullptr) {
+    MESSAGE("SKIPPED: oneDNN fails only if DNNL_MAX_CPU_ISA=AVX2 is in the environment (ctest: onednn_failure_test)");
+    return;
+  }
+  const FlushDenormals mode;
+  std::vector<std::string> lines;
+  set_log_sink([&](LogLevel level, std::string_view line) {
+    CHECK(level == LogLevel::kWarn);
+    lines.emplace_back(line);
+  });
+  for (const bool accumulate : {false, true}) {
+    const ProductData data({3, 32, 64, 0, 0, 16, true, accumulate, Values::kUnit}, 1);
+    GuardedBuffer<float> c(data.c().size(), kCanary);
+    GuardedBuffer<float> expected(data.c().size(), kCanary);
+    data.run(onednn(), c);
+    data.run(reference_gemm(Profile::kDp), expected);
+    CHECK(first_difference(c, expected) == -1);
+  }
+  set_log_sink(nullptr);
+  REQUIRE(lines.size() == 1);
+  CHECK(lines[0].starts_with("oneDNN failed (could not create a "));
+  CHECK(lines[0].ends_with("): its products are computed by the reference kernel"));
 }
