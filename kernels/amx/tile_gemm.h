@@ -25,7 +25,9 @@ constexpr int kTileRows = 16;
 constexpr int kTileTerms = 32;
 constexpr int kTileElements = 512;  // 1 KiB
 constexpr int kBlockRows = 2 * kTileRows;
-constexpr int kPieceTiles = 32;              // along K: 64 KiB of a for 32 rows
+// Tiles along K in a piece. With 32 rows, the piece of a (16 KiB) stays in L1 while the units pass; with 16 or fewer,
+// the weights are what counts, and they are read in long runs.
+constexpr int piece_tiles(int row_tiles) { return row_tiles == 2 ? 8 : 64; }
 constexpr int kGroupUnits = 16;              // even
 constexpr int64_t kGroupElements = 1 << 19;  // 1 MiB of weights: half of L2
 constexpr int kTilesAhead = 2;               // prefetch distance in KiB per stream
@@ -122,6 +124,7 @@ struct TileBlock {
 };
 
 /// Copies rows of a, terms k0..k0+32*tiles, to [row tile][tile][16][32].
+template <int kPieceTiles>
 inline void copy_rows(const Gemm& g, const TileBlock& block, int k0, int tiles, uint16_t* copy) {
   for (int r = 0; r < block.rows; ++r) {
     const int64_t row = g.a_rows != nullptr ? g.a_rows[block.row0 + r] : block.row0 + r;
@@ -143,6 +146,7 @@ inline void add_sums(const Gemm& g, int row0, int rows, int unit, const float* s
 
 template <int kRowTiles, typename Tiles>
 [[gnu::noinline]] void tile_block(Tiles& tiles, const Gemm& g, const TileBlock& block, bool copied) {
+  constexpr int kPieceTiles = piece_tiles(kRowTiles);
   alignas(64) uint16_t copy[kRowTiles * kPieceTiles * kTileElements];
   alignas(64) float sums[kGroupUnits / 2][2 * kRowTiles * 256];  // [pair of units][row tile][unit][16][16]
 
@@ -153,7 +157,7 @@ template <int kRowTiles, typename Tiles>
     p.tiles = last ? left : kPieceTiles;
     p.prefetch = block.prefetch;
     if (copied) {
-      copy_rows(g, block, k0, p.tiles, copy);
+      copy_rows<kPieceTiles>(g, block, k0, p.tiles, copy);
       p.a[0] = reinterpret_cast<const bf16*>(copy);
       p.a[1] = p.a[0] + (kRowTiles - 1) * kPieceTiles * kTileElements;
       p.a_row_bytes = 64;

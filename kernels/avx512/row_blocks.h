@@ -26,7 +26,9 @@ constexpr int kTileLines = 16;                       // k pairs of a tile
 constexpr int kTermsBytes = 16 << 10;                // a third of L1
 constexpr int kGroupUnits = 8;                       // multiple of every Order::units()
 constexpr int64_t kGroupElements = (512 << 10) / 2;  // a quarter of L2
-constexpr int kTilesAhead = 2;                       // prefetch distance in KiB per stream
+
+/// Prefetch distance in tiles (KiB) of each stream: 8 KiB over all units that run side by side.
+constexpr int tiles_ahead(int units) { return 8 / units; }
 
 /// A piece of K for units that run side by side.
 struct Piece {
