@@ -88,8 +88,8 @@ struct SiluMul {
 
 /// Softmax of one row of attention scores inside one leaf of kLeafTokens tokens.
 /// s[i] = scores[i] * scale; max = largest s[0..valid); p[i] = exp2(s[i] - max); sum = sum16(p[0..valid));
-/// probs[i] = bf16(p[i]), zero for i >= valid. NaN scores are passed over by `max` (-inf if there are no others) and show
-/// in p and sum; of +0 and -0, `max` may be either.
+/// probs[i] = bf16(p[i]), zero for i >= valid. NaN scores are passed over by `max` (-inf if there are no others) and
+/// show in p and sum; of +0 and -0, `max` may be either.
 struct SoftmaxLeaf {
   const float* scores;  ///< [valid rounded up to 16], entries from `valid` on are not to be trusted
   int valid;            ///< 1..kLeafTokens
