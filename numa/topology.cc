@@ -84,24 +84,22 @@ std::string read_cpu_model(hwloc_topology_t topology) {
 
 /// The CPUs of `cpus`, one of each core first, then the second of each core, and so on. `cores`: how many cores.
 std::vector<int> cores_first(hwloc_topology_t topology, hwloc_const_bitmap_t cpus, int& cores) {
-  std::vector<std::pair<int, int>> ranked;  // (place within its core, CPU)
-  cores = 0;
-  int cpu;
+  // by_place[p]: the p-th usable CPU of each core, in hwloc's order. Without core objects (some virtual machines) every
+  // CPU counts as a core.
+  std::vector<std::vector<int>> by_place;
   hwloc_obj_t last_core = nullptr;
-  int place = 0;
-  // By core in hwloc's order; without core objects (some virtual machines) every CPU counts as a core.
+  size_t place = 0;
   for (hwloc_obj_t pu = nullptr; (pu = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_PU, pu)) != nullptr;) {
-    cpu = static_cast<int>(pu->os_index);
     if (!hwloc_bitmap_isset(cpus, pu->os_index)) continue;
     const hwloc_obj_t core = hwloc_get_ancestor_obj_by_type(topology, HWLOC_OBJ_CORE, pu);
     place = core != nullptr && core == last_core ? place + 1 : 0;
     last_core = core;
-    if (place == 0) ++cores;
-    ranked.emplace_back(place, cpu);
+    if (place == by_place.size()) by_place.emplace_back();
+    by_place[place].push_back(static_cast<int>(pu->os_index));
   }
-  std::stable_sort(ranked.begin(), ranked.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  cores = by_place.empty() ? 0 : static_cast<int>(by_place[0].size());
   std::vector<int> order;
-  for (const auto& [unused, number] : ranked) order.push_back(number);
+  for (const std::vector<int>& of_place : by_place) order.insert(order.end(), of_place.begin(), of_place.end());
   return order;
 }
 
