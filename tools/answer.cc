@@ -1,7 +1,8 @@
 #include "tools/answer.h"
 
-#include <array>
+#include <algorithm>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "base/format.h"
@@ -13,7 +14,7 @@
 namespace cpuinfer::tools {
 namespace {
 
-constexpr std::string_view kOpenTag = "<think>", kCloseTag = "</think>";
+constexpr std::string_view kOpenTag = "<think>", kCloseTag = "</think>", kWhiteSpace = " \t\r\n";
 constexpr std::string_view kDim = "\033[2m", kPlain = "\033[0m";
 
 // The length of the longest end of `text` that may be the beginning of `tag`.
@@ -67,8 +68,10 @@ std::string shown_token(const checkpoint::Tokenizer& tokenizer, TokenId token) {
 void print_logprobs(const checkpoint::Tokenizer& tokenizer, const std::vector<run::Sample>& samples, Console& console) {
   double sum = 0;
   for (const run::Sample& sample : samples) {
-    std::string line = format("{:>8} {:<16} {:>9.4f}", sample.chosen.token, shown_token(tokenizer, sample.chosen.token), sample.chosen.logprob);
-    for (const run::TokenLogprob& other : sample.top) line += format("   {} {:.4f}", shown_token(tokenizer, other.token), other.logprob);
+    std::string line = format("{:>8} {:<16} {:>9.4f}", sample.chosen.token, shown_token(tokenizer, sample.chosen.token),
+                              sample.chosen.logprob);
+    for (const run::TokenLogprob& other : sample.top)
+      line += format("   {} {:.4f}", shown_token(tokenizer, other.token), other.logprob);
     console.line(line);
     sum += static_cast<double>(sample.chosen.logprob);
   }
@@ -78,28 +81,71 @@ void print_logprobs(const checkpoint::Tokenizer& tokenizer, const std::vector<ru
 }  // namespace
 
 std::string ThoughtStyle::push(std::string_view text) {
-  if (!enabled_) return std::string(text);
   held_ += text;
   std::string out;
-  for (;;) {
-    const std::string_view tag = thinking_ ? kCloseTag : kOpenTag;
-    const size_t at = held_.find(tag);
-    if (at == std::string::npos) {
-      const size_t keep = partial_tag(held_, tag);
-      out += held_.substr(0, held_.size() - keep);
-      held_.erase(0, held_.size() - keep);
-      return out;
-    }
-    const size_t end = at + tag.size();
-    out += thinking_ ? held_.substr(0, end) + std::string(kPlain) : held_.substr(0, at) + std::string(kDim) + std::string(tag);
-    held_.erase(0, end);
-    thinking_ = !thinking_;
+  while (step(out)) {
   }
+  return out;
+}
+
+// Moves what is decided from held_ to out; false when more text is needed.
+bool ThoughtStyle::step(std::string& out) {
+  const auto move = [&](size_t count) {
+    out += held_.substr(0, count);
+    held_.erase(0, count);
+  };
+  const size_t space = std::min(held_.find_first_not_of(kWhiteSpace), held_.size());
+  switch (state_) {
+    case State::kBegin:
+      if (held_.empty()) return false;
+      if (held_.starts_with(kOpenTag)) {
+        held_.erase(0, kOpenTag.size());
+        state_ = State::kOpened;
+        return true;
+      }
+      if (kOpenTag.starts_with(held_)) return false;
+      state_ = State::kText;
+      return true;
+    case State::kOpened:
+      if (std::string_view(held_).substr(space).starts_with(kCloseTag)) {
+        held_.erase(0, space + kCloseTag.size());
+        state_ = State::kClosedEmpty;
+        return true;
+      }
+      if (kCloseTag.starts_with(std::string_view(held_).substr(space))) return false;
+      if (color_) out += kDim;
+      out += kOpenTag;
+      state_ = State::kThought;
+      return true;
+    case State::kClosedEmpty:
+      held_.erase(0, space);
+      if (held_.empty()) return false;
+      state_ = State::kText;
+      return true;
+    case State::kText:
+    case State::kThought: {
+      const std::string_view tag = state_ == State::kText ? kOpenTag : kCloseTag;
+      const size_t at = held_.find(tag);
+      if (at == std::string::npos) {
+        move(held_.size() - partial_tag(held_, tag));
+        return false;
+      }
+      move(at);
+      if (state_ == State::kText && color_) out += kDim;
+      move(tag.size());
+      if (state_ == State::kThought && color_) out += kPlain;
+      state_ = state_ == State::kText ? State::kThought : State::kText;
+      return true;
+    }
+  }
+  return false;
 }
 
 std::string ThoughtStyle::finish() {
   std::string out = std::exchange(held_, {});
-  if (std::exchange(thinking_, false)) out += kPlain;
+  if (state_ == State::kOpened) out.insert(0, kOpenTag);
+  if (state_ == State::kThought && color_) out += kPlain;
+  state_ = State::kText;
   return out;
 }
 
@@ -107,7 +153,7 @@ Result<run::GenerationResult> show_answer(run::Engine& engine, const checkpoint:
                                           run::Sequence& sequence, const run::GenerationRequest& request,
                                           AnswerForm form, bool logprobs, Console& console) {
   std::optional<Progress> progress(std::in_place, console, "prefill", ProgressUnit::kTokens);
-  ThoughtStyle style(form == AnswerForm::kText && console.color_stdout());
+  ThoughtStyle style(console.color_stdout());
   std::vector<run::Sample> samples;
   Result<void> written;
   char last = '\n';  // of what was printed
@@ -124,13 +170,15 @@ Result<run::GenerationResult> show_answer(run::Engine& engine, const checkpoint:
   events.prefill = [&](int64_t done, int64_t total) { progress->update(done, total); };
   events.token = [&](const run::Sample& sample, std::string_view text) {
     progress.reset();  // clears the bar before the first word
-    print(form == AnswerForm::kJson ? sample_line(tokenizer, sample) : style.push(text));
-    if (logprobs && form == AnswerForm::kText) samples.push_back(sample);
+    print(form == AnswerForm::kJson   ? sample_line(tokenizer, sample)
+          : form == AnswerForm::kChat ? style.push(text)
+                                      : std::string(text));
+    if (logprobs && form != AnswerForm::kJson) samples.push_back(sample);
   };
   Result<run::GenerationResult> result = run::generate(engine, tokenizer, sequence, request, events);
   progress.reset();
 
-  if (form == AnswerForm::kText) {
+  if (form != AnswerForm::kJson) {
     // Text that generate() still held when it was interrupted belongs to the answer too.
     print(style.finish());
     if (last != '\n') print("\n");
@@ -139,7 +187,7 @@ Result<run::GenerationResult> show_answer(run::Engine& engine, const checkpoint:
   }
   if (!written && written.error().code != ErrorCode::kInterrupted) return std::unexpected(written.error());
   TRY(result);
-  if (logprobs && form == AnswerForm::kText) print_logprobs(tokenizer, samples, console);
+  if (logprobs && form != AnswerForm::kJson) print_logprobs(tokenizer, samples, console);
   return result;
 }
 

@@ -10,27 +10,35 @@
 
 namespace cpuinfer::tools {
 
-/// Makes what stands between <think> and </think> dim on a terminal; text may come in any pieces.
+/// Thoughts for people: what stands between <think> and </think> is dim where colours are on, and an empty thought at
+/// the beginning of an answer (Qwen3's sign for "no thinking") is left out. Text may come in any pieces.
 class ThoughtStyle {
  public:
-  explicit ThoughtStyle(bool enabled) : enabled_(enabled) {}
-  /// What to print for `text`: a tag that is not complete yet is held back.
+  explicit ThoughtStyle(bool color) : color_(color) {}
+  /// What to print for `text`. Held back: a tag that is not complete yet, a thought that may stay empty.
   std::string push(std::string_view text);
   /// What was held back, and the end of dimness.
   std::string finish();
 
  private:
-  bool enabled_, thinking_ = false;
-  std::string held_;
+  enum class State { kBegin, kText, kOpened, kThought, kClosedEmpty };
+  bool step(std::string& out);
+
+  bool color_;
+  State state_ = State::kBegin;
+  std::string held_;  // not decided yet; in kOpened the white space after the tag
 };
 
 /// How an answer is shown.
-enum class AnswerForm { kText, kJson };
+enum class AnswerForm {
+  kText,  ///< the text as it is, and a newline if it does not end with one
+  kChat,  ///< the same in ThoughtStyle
+  kJson,  ///< an object per token, then one with the statistics
+};
 
-/// Generates one answer and shows it: kText: the text, ended by a newline; kJson: an object per token and one with
-/// the statistics. With request.top_logprobs >= 0 and kText, a table of log-probabilities follows on stderr if
-/// `logprobs` is set. An interruption by the user is no error (FinishReason::kInterrupted); a stdout that cannot be
-/// written is.
+/// Generates one answer and shows it on stdout as it comes, with progress on stderr. With `logprobs` (and not kJson) a
+/// table of log-probabilities follows on stderr. An interruption by the user is no error (FinishReason::kInterrupted);
+/// a stdout that cannot be written is.
 Result<run::GenerationResult> show_answer(run::Engine& engine, const checkpoint::Tokenizer& tokenizer,
                                           run::Sequence& sequence, const run::GenerationRequest& request,
                                           AnswerForm form, bool logprobs, Console& console);

@@ -42,7 +42,7 @@ class LineReader {
         buffer_.erase(0, newline + 1);
         return LineEnd::kLine;
       }
-      if (cancel_flag().load()) return LineEnd::kInterrupted;
+      if (!wait_readable(STDIN_FILENO)) return LineEnd::kInterrupted;
       char piece[4096];
       const ssize_t got = ::read(STDIN_FILENO, piece, sizeof(piece));
       if (got > 0) {
@@ -164,7 +164,7 @@ class Chat {
       return kExitOk;
     }
     TRY_ASSIGN(const run::GenerationResult result,
-               show_answer(engine_, tokenizer_, sequence_, request_, AnswerForm::kText, logprobs_, console_));
+               show_answer(engine_, tokenizer_, sequence_, request_, AnswerForm::kChat, logprobs_, console_));
     console_.note(statistics(engine_, result));
     if (result.finish_reason == run::FinishReason::kInterrupted) {
       if (pending_signal() != SIGINT) return kExitSignalBase + pending_signal();

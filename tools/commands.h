@@ -9,6 +9,7 @@ namespace cpuinfer::tools {
 
 Result<int> run_command(const RunOptions& options);
 Result<int> plan_command(const PlanOptions& options);
+Result<int> doctor_command(const DoctorOptions& options);
 Result<int> tokenize_command(const TokenizeOptions& options);
 Result<int> detokenize_command(const DetokenizeOptions& options);
 Result<int> score_command(const ScoreOptions& options);

@@ -26,6 +26,7 @@ Result<int> execute(const ShowText& text) {
 }
 Result<int> execute(const RunOptions& options) { return run_command(options); }
 Result<int> execute(const PlanOptions& options) { return plan_command(options); }
+Result<int> execute(const DoctorOptions& options) { return doctor_command(options); }
 Result<int> execute(const TokenizeOptions& options) { return tokenize_command(options); }
 Result<int> execute(const DetokenizeOptions& options) { return detokenize_command(options); }
 Result<int> execute(const ScoreOptions& options) { return score_command(options); }
@@ -41,8 +42,10 @@ Result<int> execute_command_line(const std::vector<std::string>& arguments) {
 
 int report(const Error& error) {
   // A reader that has gone is the normal end of "| head": nothing to say, as for every filter.
-  if (error.code != ErrorCode::kInterrupted) log_error("{}", error.message);
-  else if (pending_signal() != SIGPIPE) log_line(LogLevel::kInfo, error.message);
+  if (error.code != ErrorCode::kInterrupted)
+    log_error("{}", error.message);
+  else if (pending_signal() != SIGPIPE)
+    log_line(LogLevel::kInfo, error.message);
   return exit_code(error.code, pending_signal());
 }
 
@@ -54,7 +57,8 @@ int main(int argc, char** argv) {
   tools::claim_standard_streams();
   tools::install_signal_handlers();
   try {
-    const Result<int> code = tools::execute_command_line(std::vector<std::string>(argv + std::min(argc, 1), argv + argc));
+    const Result<int> code =
+        tools::execute_command_line(std::vector<std::string>(argv + std::min(argc, 1), argv + argc));
     return code ? *code : tools::report(code.error());
   } catch (const std::bad_alloc&) {
     return tools::report({ErrorCode::kDoesNotFit, "out of memory"});

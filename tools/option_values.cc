@@ -53,7 +53,8 @@ int edit_distance(std::string_view a, std::string_view b) {
   for (size_t i = 1; i <= a.size(); ++i) {
     for (size_t j = 1; j <= b.size(); ++j) {
       d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1)});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
     }
   }
   return d[a.size()][b.size()];
@@ -102,7 +103,8 @@ Result<bool> parse_switch(std::string_view name, std::string_view text) {
 }
 
 Result<model::RopeConfig> parse_rope_scaling(std::string_view name, std::string_view text) {
-  constexpr std::string_view kForm = "default, linear:FACTOR, dynamic:FACTOR or yarn:FACTOR[:ORIGINAL], such as yarn:4:32768";
+  constexpr std::string_view kForm =
+      "default, linear:FACTOR, dynamic:FACTOR or yarn:FACTOR[:ORIGINAL], such as yarn:4:32768";
   std::vector<std::string_view> parts;
   for (std::string_view rest = text;;) {
     const size_t colon = rest.find(':');
@@ -115,17 +117,23 @@ Result<model::RopeConfig> parse_rope_scaling(std::string_view name, std::string_
     if (parts.size() != 1) return bad(name, text, kForm);
     return rope;
   }
-  if (parts[0] == "linear") rope.type = model::RopeType::kLinear;
-  else if (parts[0] == "dynamic") rope.type = model::RopeType::kDynamic;
-  else if (parts[0] == "yarn") rope.type = model::RopeType::kYarn;
-  else return bad(name, text, kForm);
+  if (parts[0] == "linear")
+    rope.type = model::RopeType::kLinear;
+  else if (parts[0] == "dynamic")
+    rope.type = model::RopeType::kDynamic;
+  else if (parts[0] == "yarn")
+    rope.type = model::RopeType::kYarn;
+  else
+    return bad(name, text, kForm);
   if (parts.size() < 2 || parts.size() > (rope.type == model::RopeType::kYarn ? 3u : 2u)) return bad(name, text, kForm);
 
   const auto factor = whole<double>(parts[1]);
-  if (!factor || !std::isfinite(*factor) || *factor < 1) return bad(name, text, "a type with a factor of 1 or more, such as yarn:4");
+  if (!factor || !std::isfinite(*factor) || *factor < 1)
+    return bad(name, text, "a type with a factor of 1 or more, such as yarn:4");
   rope.factor = *factor;
   if (parts.size() == 3) {
-    TRY_ASSIGN(rope.original_max_positions, parse_count(format("the original length in {}", name), parts[2], 1, model::kMaxPositions));
+    TRY_ASSIGN(rope.original_max_positions,
+               parse_count(format("the original length in {}", name), parts[2], 1, model::kMaxPositions));
   }
   return rope;
 }
@@ -134,8 +142,8 @@ std::string nearest_name(std::string_view wrong, std::span<const std::string> na
   std::string best;
   int best_distance = static_cast<int>(std::max<size_t>(1, wrong.size() / 3)) + 1;
   for (const std::string& name : names) {
-    // A beginning of the name counts as one step: "--temp" for "--temperature".
-    const int distance = name.starts_with(wrong) && wrong.size() >= 3 ? 1 : edit_distance(wrong, name);
+    // The beginning of a name means that name, however long the rest: "--repetition", "qwen3-30b".
+    const int distance = name.starts_with(wrong) && wrong.size() >= 3 ? 0 : edit_distance(wrong, name);
     if (distance < best_distance) {
       best = name;
       best_distance = distance;

@@ -26,9 +26,8 @@ class OptionTable {
  public:
   OptionTable(const std::string& command, const std::string& description) : app_(description, command) {
     app_.allow_extras();
-    app_.set_help_flag("-h,--help", "Print this help")->group("General");
+    app_.set_help_flag();  // comes back at the end of the list, in parse()
     app_.get_formatter()->column_width(34);
-    app_.get_formatter()->label("OPTIONS", "[OPTIONS]");
   }
 
   void group(const char* name) { group_ = name; }
@@ -60,14 +59,13 @@ class OptionTable {
     app_.add_flag_callback(names, [&entry] { entry.given = {"1"}; }, help)->group(group_);
   }
 
-  void positional(const char* name, const char* help, std::string& target) {
-    app_.add_option(name, target, help);
-  }
+  void positional(const char* name, const char* help, std::string& target) { app_.add_option(name, target, help); }
 
   void footer(const std::string& text) { app_.footer(text); }
 
   /// Returns help if that was asked for.
   Result<std::optional<std::string>> parse(const std::vector<std::string>& arguments, const Environment& environment) {
+    app_.set_help_flag("-h,--help", "Print this help")->group("General");
     try {
       app_.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
     } catch (const CLI::CallForHelp&) {
@@ -112,7 +110,8 @@ class OptionTable {
     }
     if (variable == Variable::kYes) {
       entry->variable = "CPUINFER_" + entry->name.substr(2);
-      for (char& c : entry->variable) c = c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+      for (char& c : entry->variable)
+        c = c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
     }
     entry->set = std::move(set);
     return *entries_.emplace_back(std::move(entry));
@@ -122,12 +121,15 @@ class OptionTable {
     const std::vector<std::string> unknown = app_.remaining();
     if (unknown.empty()) return {};
     // A value after an unknown option is no fault of its own.
-    const auto option = std::find_if(unknown.begin(), unknown.end(), [](const std::string& s) { return s.starts_with('-'); });
+    const auto option =
+        std::find_if(unknown.begin(), unknown.end(), [](const std::string& s) { return s.starts_with('-'); });
     if (option == unknown.end())
-      return usage(format("unexpected argument '{}': values come after their options, text after --prompt", unknown.front()));
+      return usage(
+          format("unexpected argument '{}': values come after their options, text after --prompt", unknown.front()));
     const std::string name = option->substr(0, option->find('='));
     const std::string near = nearest_name(name, long_names_);
-    return usage(near.empty() ? format("unknown option '{}'", name) : format("unknown option '{}'; did you mean '{}'?", name, near));
+    return usage(near.empty() ? format("unknown option '{}'", name)
+                              : format("unknown option '{}'; did you mean '{}'?", name, near));
   }
 
   CLI::App app_;
@@ -150,8 +152,10 @@ template <typename T>
 Setter count_into(T& target, int64_t low, int64_t high) {
   return [&target, low, high](std::string_view name, const std::string& value) -> Result<void> {
     TRY_ASSIGN(const int64_t number, parse_count(name, value, low, high));
-    if constexpr (std::is_same_v<T, std::optional<int>> || std::is_same_v<T, int>) target = static_cast<int>(number);
-    else target = number;
+    if constexpr (std::is_same_v<T, std::optional<int>> || std::is_same_v<T, int>)
+      target = static_cast<int>(number);
+    else
+      target = number;
     return {};
   };
 }
@@ -206,7 +210,14 @@ void add_json(OptionTable& table, bool& json, const char* help) {
 }
 
 void add_model_name(OptionTable& table, std::string& model) {
-  table.value("-m,--model", "NAME|DIR", "Model: a directory, or a name (see 'Models' in cpuinfer(1))", text_into(model));
+  table.value("-m,--model", "NAME|DIR", "Model: a directory, or a name (see 'Models' in cpuinfer(1))",
+              text_into(model));
+}
+
+void add_isa(OptionTable& table, std::string& isa) {
+  table.value("--isa", "LEVEL",
+              "Use no instructions beyond this level: reference,\navx2, avx512, avx512_bf16, amx [all the CPU has]",
+              text_into(isa));
 }
 
 constexpr int kMaxThreads = 8192;
@@ -215,9 +226,11 @@ void add_model(OptionTable& table, ModelOptions& options) {
   run::EngineOptions& engine = options.engine;
   table.group("Model");
   add_model_name(table, options.model);
-  table.value("-c,--ctx", "TOKENS", "Context: prompt and answer together; 256k = 262144\n[the model's limit, at most 32k]",
+  table.value("-c,--ctx", "TOKENS",
+              "Context: prompt and answer together; 256k = 262144\n[the model's limit, at most 32k]",
               count_into(engine.context_tokens, 1, INT64_MAX));
-  table.value("--experts", "K", "Experts per token, instead of config.json's number", count_into(engine.experts, 1, INT32_MAX));
+  table.value("--experts", "K", "Experts per token, instead of config.json's number",
+              count_into(engine.experts, 1, INT32_MAX));
   table.value("--rope-scaling", "TYPE:FACTOR",
               "default, linear:F, dynamic:F or yarn:F[:ORIGINAL],\ninstead of config.json's",
               [&engine](std::string_view name, const std::string& value) -> Result<void> {
@@ -230,12 +243,14 @@ void add_model(OptionTable& table, ModelOptions& options) {
                 return {};
               });
   table.group("Machine");
-  table.value("-t,--threads", "N", "Worker threads [one per physical core]", count_into(engine.threads, 1, kMaxThreads));
+  table.value("-t,--threads", "N", "Worker threads [one per physical core]",
+              count_into(engine.threads, 1, kMaxThreads));
   table.value("--nodes", "N", "Memory nodes to use [all]", count_into(engine.nodes, 1, 1024));
-  table.value("--chunk", "TOKENS", "Most prompt tokens in one step [512]; changes no result", count_into(engine.chunk_tokens, 1, 65536));
-  table.value("--isa", "LEVEL", "Use no instructions beyond this level: reference,\navx2, avx512, avx512_bf16, amx [all the CPU has]",
-              text_into(engine.isa));
-  table.value("--numerics", "PROFILE", "auto, dp or amx: the order of additions, see\ndocs/numerics.md", text_into(engine.numerics));
+  table.value("--chunk", "TOKENS", "Most prompt tokens in one step [512]; changes no result",
+              count_into(engine.chunk_tokens, 1, 65536));
+  add_isa(table, engine.isa);
+  table.value("--numerics", "PROFILE", "auto, dp or amx: the order of additions, see\ndocs/numerics.md",
+              text_into(engine.numerics));
   table.value("--gemm", "NAME", "Matrix kernel by name ('doctor' lists them) [auto]", text_into(engine.gemm));
 }
 
@@ -246,9 +261,11 @@ void add_sampling(OptionTable& table, SamplingOptions& s) {
   table.value("--top-k", "K", "Keep the K most probable tokens; 0: all", count_into(s.top_k, 0, INT32_MAX));
   table.value("--top-p", "P", "Keep the fewest tokens that have probability P", number_into(s.top_p));
   table.value("--min-p", "P", "Keep tokens with P times the largest probability", number_into(s.min_p));
-  table.value("--presence-penalty", "X", "Against tokens already in the answer, -2 .. 2", number_into(s.presence_penalty));
+  table.value("--presence-penalty", "X", "Against tokens already in the answer, -2 .. 2",
+              number_into(s.presence_penalty));
   table.value("--frequency-penalty", "X", "The same for each occurrence, -2 .. 2", number_into(s.frequency_penalty));
-  table.value("--repetition-penalty", "X", "Over 1: against tokens in prompt and answer", number_into(s.repetition_penalty));
+  table.value("--repetition-penalty", "X", "Over 1: against tokens in prompt and answer",
+              number_into(s.repetition_penalty));
   table.value("--seed", "N", "The same seed gives the same answer [random, printed]", seed_into(s.seed));
 }
 
@@ -283,22 +300,27 @@ Result<CommandLine> parse_run(const std::vector<std::string>& arguments, const E
   add_model(table, o.model);
   table.group("Prompt");
   table.value("-p,--prompt", "TEXT", "Answer this text and end", text_into(o.prompt), Variable::kNo);
-  table.value("-f,--prompt-file", "FILE", "Answer the text of this file ('-': stdin) and end", text_into(o.prompt_file), Variable::kNo);
+  table.value("-f,--prompt-file", "FILE", "Answer the text of this file ('-': stdin) and end", text_into(o.prompt_file),
+              Variable::kNo);
   table.value("--system", "TEXT", "System message before the conversation", text_into(o.system), Variable::kNo);
   table.flag("--raw", "No chat template: continue the text", [&o] { o.raw = true; }, Variable::kNo);
   table.flag("--think", "Let the model think before it answers", [&o] { o.think = true; }, Variable::kNo);
   table.flag("--no-think", "Begin the answer after an empty thought", [&o] { o.think = false; }, Variable::kNo);
   add_sampling(table, o.sampling);
   table.group("Answer");
-  table.value("-n,--max-tokens", "N", "End after N tokens [as many as the context holds]", count_into(o.max_tokens, 1, INT64_MAX));
-  table.value("--stop", "TEXT", "End before this text; may be given several times",
-              [&o](std::string_view, const std::string& text) -> Result<void> {
-                if (text.empty()) return fail(ErrorCode::kUsage, "--stop is empty; it must be a text that ends the answer");
-                o.stop_strings.push_back(text);
-                return {};
-              },
-              Variable::kNo);
-  table.value("--logprobs", "N", "Log-probabilities of each token and its N best\nalternatives, 0 .. 20; a table on stderr", count_into(o.logprobs, 0, 20), Variable::kNo);
+  table.value("-n,--max-tokens", "N", "End after N tokens [as many as the context holds]",
+              count_into(o.max_tokens, 1, INT64_MAX));
+  table.value(
+      "--stop", "TEXT", "End before this text; may be given several times",
+      [&o](std::string_view, const std::string& text) -> Result<void> {
+        if (text.empty()) return fail(ErrorCode::kUsage, "--stop is empty; it must be a text that ends the answer");
+        o.stop_strings.push_back(text);
+        return {};
+      },
+      Variable::kNo);
+  table.value("--logprobs", "N",
+              "Log-probabilities of each token and its N best\nalternatives, 0 .. 20; a table on stderr",
+              count_into(o.logprobs, 0, 20), Variable::kNo);
   add_json(table, o.json, "One JSON object per token on stdout, then one with the\nstatistics");
   add_console(table, o.console, environment);
   table.flag("--version", "Print the version", [] {}, Variable::kNo);
@@ -309,7 +331,8 @@ Result<CommandLine> parse_run(const std::vector<std::string>& arguments, const E
   if (help) return ShowText{*help};
   TRY(require_model(table, o.model.model));
   if (o.prompt && o.prompt_file) return table.usage("--prompt and --prompt-file exclude each other");
-  if (o.raw && (o.system || o.think)) return table.usage("--raw continues a text: --system, --think and --no-think mean nothing there");
+  if (o.raw && (o.system || o.think))
+    return table.usage("--raw continues a text: --system, --think and --no-think mean nothing there");
   if (o.sampling.greedy && o.sampling.temperature.value_or(0) != 0)
     return table.usage("--greedy and --temperature exclude each other (a temperature of 0 is greedy)");
   return o;
@@ -317,8 +340,9 @@ Result<CommandLine> parse_run(const std::vector<std::string>& arguments, const E
 
 Result<CommandLine> parse_plan(const std::vector<std::string>& arguments, const Environment& environment) {
   PlanOptions o;
-  OptionTable table("cpuinfer plan", "Print the memory a model needs here and whether it fits; reads no weights.\n"
-                                     "Exit status 0 if it fits, 78 if not.");
+  OptionTable table("cpuinfer plan",
+                    "Print the memory a model needs here and whether it fits; reads no weights.\n"
+                    "Exit status 0 if it fits, 78 if not.");
   add_model(table, o.model);
   add_console(table, o.console, environment);
   add_json(table, o.json, "Print JSON");
@@ -328,11 +352,25 @@ Result<CommandLine> parse_plan(const std::vector<std::string>& arguments, const 
   return o;
 }
 
+Result<CommandLine> parse_doctor(const std::vector<std::string>& arguments, const Environment& environment) {
+  DoctorOptions o;
+  OptionTable table("cpuinfer doctor",
+                    "Check whether this machine is set up so that models run well.\n"
+                    "Exit status 1 if something keeps them from running.");
+  add_isa(table, o.isa);
+  add_console(table, o.console, environment);
+  add_json(table, o.json, "Print JSON");
+  TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
+  if (help) return ShowText{*help};
+  return o;
+}
+
 Result<CommandLine> parse_tokenize(const std::vector<std::string>& arguments, const Environment& environment) {
   TokenizeOptions o;
   OptionTable table("cpuinfer tokenize", "Print the token ids of the text on stdin as a JSON array.");
   add_model_name(table, o.model);
-  table.flag("--no-special", "Take <|im_end|> and the like as plain text", [&o] { o.no_special = true; }, Variable::kNo);
+  table.flag(
+      "--no-special", "Take <|im_end|> and the like as plain text", [&o] { o.no_special = true; }, Variable::kNo);
   add_console(table, o.console, environment);
   TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
   if (help) return ShowText{*help};
@@ -354,13 +392,15 @@ Result<CommandLine> parse_detokenize(const std::vector<std::string>& arguments, 
 
 Result<CommandLine> parse_score(const std::vector<std::string>& arguments, const Environment& environment) {
   ScoreOptions o;
-  OptionTable table("cpuinfer score", "Compute the probability that a model gives to a text (stdin, or a file):\n"
-                                      "negative log-likelihood in nats, and perplexity.");
+  OptionTable table("cpuinfer score",
+                    "Compute the probability that a model gives to a text (stdin, or a file):\n"
+                    "negative log-likelihood in nats, and perplexity.");
   add_model(table, o.model);
   table.group("Text");
   table.value("-f,--file", "FILE", "Text file instead of stdin", text_into(o.file), Variable::kNo);
   table.value("--ids", "FILE", "JSON array of token ids instead of text", text_into(o.ids_file), Variable::kNo);
-  table.value("--logits", "FILE.npy", "Write all logits: float32 [tokens, vocab]", text_into(o.logits_file), Variable::kNo);
+  table.value("--logits", "FILE.npy", "Write all logits: float32 [tokens, vocab]", text_into(o.logits_file),
+              Variable::kNo);
   add_json(table, o.json, "Print JSON, with a hash of all logits");
   add_console(table, o.console, environment);
   TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
@@ -372,23 +412,31 @@ Result<CommandLine> parse_score(const std::vector<std::string>& arguments, const
 
 Result<CommandLine> parse_synth(const std::vector<std::string>& arguments, const Environment& environment) {
   SynthOptions o;
-  OptionTable table("cpuinfer synth", "Write a checkpoint with random weights: for benches and tests, it writes no sense.");
-  table.positional("NAME", "Sizes of: qwen3-0.6b, -1.7b, -4b, -8b, -14b, -32b, -30b-a3b,\n-30b-a3b-2507, -235b-a22b, "
-                           "qwen3-coder-480b-a35b, tiny", o.name);
+  OptionTable table("cpuinfer synth",
+                    "Write a checkpoint with random weights: for benches and tests, it writes no sense.");
+  table.positional("NAME",
+                   "Sizes of: qwen3-0.6b, -1.7b, -4b, -8b, -14b, -32b, -30b-a3b,\n-30b-a3b-2507, -235b-a22b, "
+                   "qwen3-coder-480b-a35b, tiny",
+                   o.name);
   table.value("-o,--output", "DIR", "Directory to write; must be new or empty", text_into(o.output), Variable::kNo);
-  table.value("--config", "FILE", "config.json with the sizes, instead of NAME", text_into(o.config_file), Variable::kNo);
+  table.value("--config", "FILE", "config.json with the sizes, instead of NAME", text_into(o.config_file),
+              Variable::kNo);
   table.value("--layers", "N", "So many layers", count_into(o.layers, 1, 10000), Variable::kNo);
   table.value("--seed", "N", "The same seed gives the same bytes [0]", seed_into(o.seed), Variable::kNo);
   table.value("--dtype", "TYPE", "bf16, f16 or f32 [bf16]",
-              choice_into(o.dtype, {{"bf16", DType::kBF16}, {"f16", DType::kF16}, {"f32", DType::kF32}}), Variable::kNo);
-  table.value("--tokenizer", "DIR", "Copy tokenizer.json and tokenizer_config.json from\nhere", text_into(o.tokenizer), Variable::kNo);
-  table.value("--shard-size", "SIZE", "Largest file [5GiB]",
-              [&o](std::string_view name, const std::string& value) -> Result<void> {
-                TRY_ASSIGN(o.shard_bytes, parse_size(name, value));
-                return {};
-              },
+              choice_into(o.dtype, {{"bf16", DType::kBF16}, {"f16", DType::kF16}, {"f32", DType::kF32}}),
               Variable::kNo);
-  table.value("-t,--threads", "N", "Files written at the same time [number of CPUs]", count_into(o.threads, 1, kMaxThreads));
+  table.value("--tokenizer", "DIR", "Copy tokenizer.json and tokenizer_config.json from\nhere", text_into(o.tokenizer),
+              Variable::kNo);
+  table.value(
+      "--shard-size", "SIZE", "Largest file [5GiB]",
+      [&o](std::string_view name, const std::string& value) -> Result<void> {
+        TRY_ASSIGN(o.shard_bytes, parse_size(name, value));
+        return {};
+      },
+      Variable::kNo);
+  table.value("-t,--threads", "N", "Files written at the same time [number of CPUs]",
+              count_into(o.threads, 1, kMaxThreads));
   add_console(table, o.console, environment);
   TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
   if (help) return ShowText{*help};
@@ -403,8 +451,8 @@ struct CommandRow {
 };
 
 constexpr CommandRow kCommands[] = {
-    {"plan", parse_plan},     {"tokenize", parse_tokenize}, {"detokenize", parse_detokenize},
-    {"score", parse_score},   {"synth", parse_synth},       {"run", parse_run},
+    {"plan", parse_plan},   {"doctor", parse_doctor}, {"tokenize", parse_tokenize}, {"detokenize", parse_detokenize},
+    {"score", parse_score}, {"synth", parse_synth},   {"run", parse_run},
 };
 
 }  // namespace
@@ -413,7 +461,9 @@ Result<CommandLine> parse_command_line(const std::vector<std::string>& arguments
   if (arguments.empty() || arguments[0].starts_with('-')) return parse_run(arguments, environment);
   const std::string& name = arguments[0];
   const std::vector<std::string> rest(arguments.begin() + 1, arguments.end());
-  if (name == "help") return parse_command_line(rest.empty() ? std::vector<std::string>{"--help"} : std::vector<std::string>{rest[0], "--help"}, environment);
+  if (name == "help")
+    return parse_command_line(
+        rest.empty() ? std::vector<std::string>{"--help"} : std::vector<std::string>{rest[0], "--help"}, environment);
   if (name == "version") return ShowText{"cpuinfer " CPUINFER_VERSION "\n"};
   std::vector<std::string> names = {"help", "version"};
   for (const CommandRow& command : kCommands) {

@@ -59,6 +59,12 @@ struct PlanOptions {
   bool json = false;
 };
 
+struct DoctorOptions {
+  ConsoleOptions console;
+  std::string isa;  ///< cap on instruction sets; empty: none
+  bool json = false;
+};
+
 struct TokenizeOptions {
   ConsoleOptions console;
   std::string model;
@@ -79,13 +85,13 @@ struct ScoreOptions {
 
 struct SynthOptions {
   ConsoleOptions console;
-  std::string name;                       ///< empty when config_file is given
+  std::string name;  ///< empty when config_file is given
   std::optional<std::string> config_file;
   std::string output;
   std::optional<int> layers;
   uint64_t seed = 0;
   DType dtype = DType::kBF16;
-  std::optional<std::string> tokenizer;   ///< directory to copy tokenizer files from
+  std::optional<std::string> tokenizer;  ///< directory to copy tokenizer files from
   int threads = 0;
   int64_t shard_bytes = 5_GiB;
 };
@@ -95,7 +101,8 @@ struct ShowText {
   std::string text;
 };
 
-using CommandLine = std::variant<ShowText, RunOptions, PlanOptions, TokenizeOptions, DetokenizeOptions, ScoreOptions, SynthOptions>;
+using CommandLine = std::variant<ShowText, RunOptions, PlanOptions, DoctorOptions, TokenizeOptions, DetokenizeOptions,
+                                 ScoreOptions, SynthOptions>;
 
 /// Gives an environment variable's value, or nullopt.
 using Environment = std::function<std::optional<std::string>(const char*)>;

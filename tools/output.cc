@@ -47,16 +47,16 @@ Result<std::string> read_stdin(int64_t max_bytes) {
   std::string text;
   char piece[64 * 1024];
   for (;;) {
+    if (!wait_readable(STDIN_FILENO)) return fail(ErrorCode::kInterrupted, "interrupted while reading stdin");
     const ssize_t got = ::read(STDIN_FILENO, piece, sizeof(piece));
     if (got == 0) return text;
-    if (got < 0) {
-      if (errno != EINTR) return fail(ErrorCode::kRuntime, format("cannot read stdin: {}", std::generic_category().message(errno)));
-      if (cancel_flag().load()) return fail(ErrorCode::kInterrupted, "interrupted while reading stdin");
-      continue;
-    }
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0)
+      return fail(ErrorCode::kRuntime, format("cannot read stdin: {}", std::generic_category().message(errno)));
     text.append(piece, static_cast<size_t>(got));
     if (static_cast<int64_t>(text.size()) > max_bytes)
-      return fail(ErrorCode::kUsage, format("more than {} on stdin; that is more text than any context holds", format_bytes(max_bytes)));
+      return fail(ErrorCode::kUsage,
+                  format("more than {} on stdin; that is more text than any context holds", format_bytes(max_bytes)));
   }
 }
 

@@ -15,7 +15,7 @@
 namespace cpuinfer::tools {
 namespace {
 
-constexpr auto kBarDelay = std::chrono::milliseconds(300);     // what is faster needs no bar
+constexpr auto kBarDelay = std::chrono::milliseconds(300);  // what is faster needs no bar
 constexpr auto kBarInterval = std::chrono::milliseconds(100);
 constexpr auto kPlainInterval = std::chrono::seconds(10);
 
@@ -90,8 +90,10 @@ void Progress::update(int64_t done, int64_t total) {
   if (bar ? now - started_ < kBarDelay || now - shown_ < kBarInterval : now - shown_ < kPlainInterval) return;
   shown_ = now;
   const std::string shown = text(done, total, std::chrono::duration<double>(now - started_).count(), bar);
-  if (bar) console_.draw_bar("\r" + shown + "\033[K");
-  else console_.line(shown);
+  if (bar)
+    console_.draw_bar("\r" + shown + "\033[K");
+  else
+    console_.line(shown);
 }
 
 std::string Progress::text(int64_t done, int64_t total, double seconds, bool bar) const {
@@ -104,10 +106,10 @@ std::string Progress::text(int64_t done, int64_t total, double seconds, bool bar
     const int full = static_cast<int>(share * kWidth);
     picture = format("[{:#<{}}{:.<{}}] ", "", full, "", kWidth - full);
   }
-  const std::string amounts = unit_ == ProgressUnit::kBytes
-                                  ? format("{} of {}, {}/s", format_bytes(done), format_bytes(total),
-                                           format_bytes(static_cast<int64_t>(speed)))
-                                  : format("{} of {} tokens, {:.1f} tokens/s", done, total, speed);
+  const std::string amounts =
+      unit_ == ProgressUnit::kBytes
+          ? format("{} of {}, {}/s", format_bytes(done), format_bytes(total), format_bytes(static_cast<int64_t>(speed)))
+          : format("{} of {} tokens, {:.1f} tokens/s", done, total, speed);
   return format("{:<9} {}{:3.0f} %, {}, {} left", label_, picture, 100 * share, amounts, format_seconds(left));
 }
 

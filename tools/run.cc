@@ -43,21 +43,25 @@ Result<std::vector<TokenId>> prompt_tokens(const RunOptions& options, const std:
 Result<int> run_command(const RunOptions& options) {
   Console console(options.console);
   const bool answer_one = options.prompt || options.prompt_file || ::isatty(STDIN_FILENO) != 1;
-  TRY_ASSIGN(const std::filesystem::path directory, resolve_model(options.model.model));
+  // The engine first: of another kind of model the architecture is to be named, not its tokenizer.
+  TRY_ASSIGN(const std::unique_ptr<run::Engine> engine, prepare_engine(options.model));
+  const std::filesystem::path& directory = engine->checkpoint().directory();
   TRY_ASSIGN(const checkpoint::Tokenizer tokenizer, checkpoint::Tokenizer::open(directory));
   const bool chatml = has_chatml(tokenizer);
   const bool chat = chatml && !options.raw;
   if (!chatml && tokenizer.chat_template() && !options.raw) {
-    return fail(ErrorCode::kUnsupported, format("{}: the chat template is not ChatML (no <|im_start|>, <|im_end|> tokens); "
-                                                "--raw continues a text without it", directory.string()));
+    return fail(ErrorCode::kUnsupported,
+                format("{}: the chat template is not ChatML (no <|im_start|>, <|im_end|> tokens); "
+                       "--raw continues a text without it",
+                       directory.string()));
   }
   if (!answer_one && (!chat || options.json)) {
-    return fail(ErrorCode::kUsage, options.json || options.raw
-                                       ? "--json and --raw need a prompt: give --prompt, --prompt-file, or text on stdin"
-                                       : "this model has no chat template, it only continues texts: give --prompt, "
-                                         "--prompt-file, or text on stdin");
+    return fail(ErrorCode::kUsage,
+                options.json || options.raw
+                    ? "--json and --raw need a prompt: give --prompt, --prompt-file, or text on stdin"
+                    : "this model has no chat template, it only continues texts: give --prompt, "
+                      "--prompt-file, or text on stdin");
   }
-  TRY_ASSIGN(const std::unique_ptr<run::Engine> engine, prepare_engine(options.model));
   const model::GenerationDefaults& defaults = engine->generation_defaults();
   run::GenerationRequest request;
   TRY_ASSIGN(request.sampling, choose_sampling(options.sampling, defaults));
@@ -78,9 +82,9 @@ Result<int> run_command(const RunOptions& options) {
   TRY_ASSIGN(const int64_t max_tokens, run::plan_generation(*engine, request));
   TRY(load_engine(*engine, facts, console));
   TRY_ASSIGN(run::Sequence sequence, engine->start_sequence(static_cast<int64_t>(request.prompt.size()) + max_tokens));
+  const AnswerForm form = options.json ? AnswerForm::kJson : chat ? AnswerForm::kChat : AnswerForm::kText;
   TRY_ASSIGN(const run::GenerationResult result,
-             show_answer(*engine, tokenizer, sequence, request, options.json ? AnswerForm::kJson : AnswerForm::kText,
-                         options.logprobs.has_value(), console));
+             show_answer(*engine, tokenizer, sequence, request, form, options.logprobs.has_value(), console));
   console.note(statistics(*engine, result));
   return result.finish_reason == run::FinishReason::kInterrupted ? kExitSignalBase + pending_signal() : kExitOk;
 }

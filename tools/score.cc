@@ -49,12 +49,11 @@ struct Score {
   double mean_nll() const { return scored > 0 ? nll / static_cast<double>(scored) : 0; }
 };
 
-Result<std::vector<TokenId>> input_tokens(const ScoreOptions& options) {
+Result<std::vector<TokenId>> input_tokens(const ScoreOptions& options, const std::filesystem::path& directory) {
   if (options.ids_file) {
     TRY_ASSIGN(const std::string text, checkpoint::read_whole_file(*options.ids_file, kMaxTextBytes));
     return parse_ids(text, *options.ids_file);
   }
-  TRY_ASSIGN(const std::filesystem::path directory, resolve_model(options.model.model));
   TRY_ASSIGN(const checkpoint::Tokenizer tokenizer, checkpoint::Tokenizer::open(directory));
   TRY_ASSIGN(const std::string text, read_text(options.file.value_or("-")));
   return tokenizer.encode(text);
@@ -68,12 +67,14 @@ Result<void> check_tokens(const std::vector<TokenId>& tokens, const run::Engine&
   }
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (tokens[i] >= engine.config().vocab)
-      return fail(ErrorCode::kUsage, format("token {} of the text has the id {}; the model's vocabulary has {}", i, tokens[i], engine.config().vocab));
+      return fail(ErrorCode::kUsage, format("token {} of the text has the id {}; the model's vocabulary has {}", i,
+                                            tokens[i], engine.config().vocab));
   }
   return {};
 }
 
-Result<Score> score_tokens(run::Engine& engine, const std::vector<TokenId>& tokens, NpyWriter* logits_file, Console& console) {
+Result<Score> score_tokens(run::Engine& engine, const std::vector<TokenId>& tokens, NpyWriter* logits_file,
+                           Console& console) {
   Score score;
   score.tokens = static_cast<int64_t>(tokens.size());
   score.scored = score.tokens - 1;
@@ -88,7 +89,8 @@ Result<Score> score_tokens(run::Engine& engine, const std::vector<TokenId>& toke
     for (size_t i = 0; i < rows.size(); ++i) {
       const int64_t position = first + static_cast<int64_t>(i);
       hash.add(rows[i]);
-      if (!score.nan && std::any_of(rows[i].begin(), rows[i].end(), [](float x) { return std::isnan(x); })) score.nan = position;
+      if (!score.nan && std::any_of(rows[i].begin(), rows[i].end(), [](float x) { return std::isnan(x); }))
+        score.nan = position;
       if (position + 1 < score.tokens) score.nll -= run::log_probability(rows[i], tokens[position + 1]);
       if (logits_file != nullptr && written) written = logits_file->append(rows[i]);
     }
@@ -126,7 +128,8 @@ std::string table_text(const Score& score) {
          format("nll          {:.6f} nats over {} tokens\n", score.nll, score.scored) +
          format("mean nll     {:.6f} nats per token\n", score.mean_nll()) +
          format("perplexity   {:.6f}\n", std::exp(score.mean_nll())) +
-         format("time         {:.2f} s, {:.1f} tokens/s\n", score.seconds, static_cast<double>(score.tokens) / std::max(score.seconds, 1e-9)) +
+         format("time         {:.2f} s, {:.1f} tokens/s\n", score.seconds,
+                static_cast<double>(score.tokens) / std::max(score.seconds, 1e-9)) +
          format("logits hash  {:016x}\n", score.logits_hash);
 }
 
@@ -134,31 +137,33 @@ std::string table_text(const Score& score) {
 
 Result<int> score_command(const ScoreOptions& options) {
   Console console(options.console);
-  TRY_ASSIGN(const std::vector<TokenId> tokens, input_tokens(options));
-
-  // The vocabulary, which limits the rows of a step, is known only when the config has been read; so are the memory
-  // needs of the rows. Hence two rounds of the cheap part.
+  // The rows of a step depend on the text and the vocabulary, the memory plan on the rows: hence two rounds of the
+  // cheap part.
   ModelOptions model = options.model;
   TRY_ASSIGN(std::unique_ptr<run::Engine> engine, prepare_engine(model));
+  TRY_ASSIGN(const std::vector<TokenId> tokens, input_tokens(options, engine->checkpoint().directory()));
   TRY(check_tokens(tokens, *engine));
   const int64_t most_rows = std::max<int64_t>(1, kMaxLogitBytes / (int64_t{4} * engine->config().vocab));
   const int64_t rows = std::min<int64_t>({model.engine.chunk_tokens, most_rows, static_cast<int64_t>(tokens.size())});
   if (most_rows < std::min<int64_t>(model.engine.chunk_tokens, static_cast<int64_t>(tokens.size())))
-    log_debug("steps of {} tokens instead of {}: {} of logits are the limit", rows, model.engine.chunk_tokens, format_bytes(kMaxLogitBytes));
+    log_debug("steps of {} tokens instead of {}: {} of logits are the limit", rows, model.engine.chunk_tokens,
+              format_bytes(kMaxLogitBytes));
   model.engine.chunk_tokens = model.engine.logit_rows = static_cast<int>(rows);
   TRY_ASSIGN(engine, prepare_engine(model));
 
   TRY(load_engine(*engine, {}, console));
   std::optional<NpyWriter> logits_file;
   if (options.logits_file) {
-    TRY_ASSIGN(NpyWriter writer, NpyWriter::create(*options.logits_file, static_cast<int64_t>(tokens.size()), engine->config().vocab));
+    TRY_ASSIGN(NpyWriter writer,
+               NpyWriter::create(*options.logits_file, static_cast<int64_t>(tokens.size()), engine->config().vocab));
     logits_file.emplace(std::move(writer));
   }
   TRY_ASSIGN(const Score score, score_tokens(*engine, tokens, logits_file ? &*logits_file : nullptr, console));
   TRY(write_stdout(options.json ? json_text(score, *engine) : table_text(score)));
   if (score.nan) {
     return fail(ErrorCode::kRuntime, format("first NaN at token {}: the weights of this checkpoint are broken, or its "
-                                            "activations overflow", *score.nan));
+                                            "activations overflow",
+                                            *score.nan));
   }
   return kExitOk;
 }

@@ -24,11 +24,14 @@ std::optional<std::string> environment_variable(const char* name) {
 std::vector<TokenId> config_eos(const Json& config) {
   std::vector<TokenId> tokens;
   const auto take = [&](const Json& value) {
-    if (value.is_int() && value.as_int() >= 0 && value.as_int() <= INT32_MAX) tokens.push_back(static_cast<TokenId>(value.as_int()));
+    if (value.is_int() && value.as_int() >= 0 && value.as_int() <= INT32_MAX)
+      tokens.push_back(static_cast<TokenId>(value.as_int()));
   };
   if (const Json* value = config.find("eos_token_id"); value != nullptr) {
-    if (value->is_array()) std::for_each(value->as_array().begin(), value->as_array().end(), take);
-    else take(*value);
+    if (value->is_array())
+      std::for_each(value->as_array().begin(), value->as_array().end(), take);
+    else
+      take(*value);
   }
   return tokens;
 }
@@ -55,8 +58,8 @@ Result<void> load_engine(run::Engine& engine, const std::vector<std::string>& fa
   for (const std::string& line : engine.describe()) console.line(line);
   for (const std::string& line : facts) console.line(line);
   Progress progress(console, "loading", ProgressUnit::kBytes);
-  return engine.load({.progress = [&](int64_t done, int64_t total) { progress.update(done, total); },
-                      .cancel = &cancel_flag()});
+  return engine.load(
+      {.progress = [&](int64_t done, int64_t total) { progress.update(done, total); }, .cancel = &cancel_flag()});
 }
 
 Result<run::SamplingParams> choose_sampling(const SamplingOptions& options, const model::GenerationDefaults& defaults) {
@@ -71,7 +74,8 @@ Result<run::SamplingParams> choose_sampling(const SamplingOptions& options, cons
   params.min_p = options.min_p.value_or(defaults.min_p.value_or(params.min_p));
   params.presence_penalty = options.presence_penalty.value_or(params.presence_penalty);
   params.frequency_penalty = options.frequency_penalty.value_or(params.frequency_penalty);
-  params.repetition_penalty = options.repetition_penalty.value_or(defaults.repetition_penalty.value_or(params.repetition_penalty));
+  params.repetition_penalty =
+      options.repetition_penalty.value_or(defaults.repetition_penalty.value_or(params.repetition_penalty));
   if (options.seed) {
     params.seed = *options.seed;
   } else if (params.temperature > 0) {
@@ -122,12 +126,15 @@ std::vector<TokenId> stop_tokens(const run::Engine& engine, const checkpoint::To
 
 std::string statistics(const run::Engine& engine, const run::GenerationResult& result) {
   const int64_t computed = result.prompt_tokens - result.reused_tokens;
-  const double decode_rate = result.decode_seconds > 0 ? static_cast<double>(result.decoded_tokens) / result.decode_seconds : 0;
+  const double decode_rate =
+      result.decode_seconds > 0 ? static_cast<double>(result.decoded_tokens) / result.decode_seconds : 0;
   std::string text = format("prompt {} tokens", result.prompt_tokens);
   if (result.reused_tokens > 0) text += format(" ({} from cache)", result.reused_tokens);
   text += format(", prefill {}; ", speed(computed, result.prefill_seconds));
-  text += format("answer {} tokens, decode {}", result.answer.size(), speed(result.decoded_tokens, result.decode_seconds));
-  if (decode_rate > 0) text += format(", {:.1f} GB/s of weights", decode_rate * static_cast<double>(engine.decode_weight_bytes()) / 1e9);
+  text +=
+      format("answer {} tokens, decode {}", result.answer.size(), speed(result.decoded_tokens, result.decode_seconds));
+  if (decode_rate > 0)
+    text += format(", {:.1f} GB/s of weights", decode_rate * static_cast<double>(engine.decode_weight_bytes()) / 1e9);
   return text + format("; {}", run::finish_reason_name(result.finish_reason));
 }
 
@@ -137,12 +144,15 @@ Result<std::string> read_text(const std::string& path) {
 
 Result<std::vector<TokenId>> parse_ids(std::string_view text, std::string_view where) {
   TRY_ASSIGN(const Json json, parse_json(text, where));
-  if (!json.is_array()) return fail(ErrorCode::kBadInput, format("{}: expected a JSON array of token ids, found {}", where, json.kind_name()));
+  if (!json.is_array())
+    return fail(ErrorCode::kBadInput,
+                format("{}: expected a JSON array of token ids, found {}", where, json.kind_name()));
   std::vector<TokenId> ids;
   ids.reserve(json.as_array().size());
   for (const Json& id : json.as_array()) {
     if (!id.is_int() || id.as_int() < 0 || id.as_int() > INT32_MAX)
-      return fail(ErrorCode::kBadInput, format("{}: element {} is {}, not a token id", where, ids.size(), to_json_text(id)));
+      return fail(ErrorCode::kBadInput,
+                  format("{}: element {} is {}, not a token id", where, ids.size(), to_json_text(id)));
     ids.push_back(static_cast<TokenId>(id.as_int()));
   }
   return ids;

@@ -6,8 +6,12 @@
 namespace cpuinfer::tools {
 
 /// Installs the handlers: the first SIGINT or SIGTERM sets cancel_flag(), a second one while it is set ends the process
-/// at once. SIGPIPE is ignored: writing says EPIPE. Blocking reads and writes return EINTR.
+/// at once. SIGPIPE is ignored: writing says EPIPE. Call first.
 void install_signal_handlers();
+
+/// Waits until `descriptor` can be read without blocking, or is at its end. False if the process was asked to stop,
+/// before or meanwhile.
+bool wait_readable(int descriptor);
 
 /// True once the process was asked to stop what it is doing.
 const std::atomic<bool>& cancel_flag();

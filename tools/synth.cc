@@ -83,7 +83,8 @@ template <typename Bits>
 class Generator {
  public:
   template <typename Convert>
-  explicit Generator(Convert convert) : weights_(normal_table<Bits>(0, convert)), norms_(normal_table<Bits>(1, convert)) {}
+  explicit Generator(Convert convert)
+      : weights_(normal_table<Bits>(0, convert)), norms_(normal_table<Bits>(1, convert)) {}
 
   /// Elements first .. first + count of a tensor.
   void fill(uint64_t key, bool norm, int64_t first, int64_t count, std::byte* out) const {
@@ -92,11 +93,14 @@ class Generator {
     const auto one = [&](int64_t index) {
       return table[(random_bits(key, static_cast<uint64_t>(index) / 4) >> (16 * (index % 4))) & 0xffff];
     };
-    const auto store = [&](Bits value) { std::memcpy(out + (i++) * static_cast<int64_t>(sizeof(Bits)), &value, sizeof(Bits)); };
+    const auto store = [&](Bits value) {
+      std::memcpy(out + (i++) * static_cast<int64_t>(sizeof(Bits)), &value, sizeof(Bits));
+    };
     while (i < count && (first + i) % 4 != 0) store(one(first + i));
     for (uint64_t block = static_cast<uint64_t>(first + i) / 4; i + 4 <= count; ++block) {
       const uint64_t bits = random_bits(key, block);
-      const Bits four[4] = {table[bits & 0xffff], table[(bits >> 16) & 0xffff], table[(bits >> 32) & 0xffff], table[bits >> 48]};
+      const Bits four[4] = {table[bits & 0xffff], table[(bits >> 16) & 0xffff], table[(bits >> 32) & 0xffff],
+                            table[bits >> 48]};
       std::memcpy(out + i * static_cast<int64_t>(sizeof(Bits)), four, sizeof(four));
       i += 4;
     }
@@ -135,7 +139,8 @@ checkpoint::TensorSource make_source(const model::TensorSpec& tensor, const Synt
                                      const Generator<Bits>& generator, std::atomic<int64_t>& written) {
   const uint64_t key = name_key(options.seed, tensor.name);
   const bool norm = tensor.name.ends_with("norm.weight");
-  return {tensor.name, options.dtype, tensor.shape, [key, norm, &generator, &written](int64_t offset, std::span<std::byte> out) {
+  return {tensor.name, options.dtype, tensor.shape,
+          [key, norm, &generator, &written](int64_t offset, std::span<std::byte> out) {
             // After an interruption only the rest of this file is left to get through; it is removed afterwards.
             if (cancel_flag().load(std::memory_order_relaxed)) return;
             constexpr int64_t kBytes = sizeof(Bits);
@@ -156,7 +161,8 @@ std::vector<Shard> make_shards(const std::vector<model::TensorSpec>& tensors, co
     shards.back().bytes += bytes;
   }
   for (size_t i = 0; i < shards.size(); ++i)
-    shards[i].file = shards.size() == 1 ? "model.safetensors" : format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+    shards[i].file =
+        shards.size() == 1 ? "model.safetensors" : format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
   return shards;
 }
 
@@ -164,7 +170,9 @@ Result<void> write_text(const std::filesystem::path& path, const std::string& te
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
   file << text;
   file.close();
-  if (!file) return fail(ErrorCode::kRuntime, format("{}: cannot write: {}", path.string(), std::generic_category().message(errno)));
+  if (!file)
+    return fail(ErrorCode::kRuntime,
+                format("{}: cannot write: {}", path.string(), std::generic_category().message(errno)));
   return {};
 }
 
@@ -204,7 +212,8 @@ Result<Json> wanted_config(const SynthOptions& options) {
   if (options.config_file) {
     TRY_ASSIGN(const std::string text, checkpoint::read_whole_file(*options.config_file, 16_MiB));
     TRY_ASSIGN(config, parse_json(text, *options.config_file));
-    if (!config.is_object()) return fail(ErrorCode::kBadInput, format("{}: expected a JSON object", *options.config_file));
+    if (!config.is_object())
+      return fail(ErrorCode::kBadInput, format("{}: expected a JSON object", *options.config_file));
   } else {
     TRY_ASSIGN(config, named_config(options.name));
   }
@@ -226,8 +235,9 @@ Result<void> prepare_directory(const std::filesystem::path& directory, int64_t b
   if (!empty) return fail(ErrorCode::kUsage, format("{} is not empty; nothing is overwritten", directory.string()));
   const std::filesystem::space_info space = std::filesystem::space(directory, error);
   if (!error && static_cast<int64_t>(space.available) < bytes) {
-    return fail(ErrorCode::kRuntime, format("{}: the checkpoint needs {} and the file system has {} left", directory.string(),
-                                            format_bytes(bytes), format_bytes(static_cast<int64_t>(space.available))));
+    return fail(ErrorCode::kRuntime,
+                format("{}: the checkpoint needs {} and the file system has {} left", directory.string(),
+                       format_bytes(bytes), format_bytes(static_cast<int64_t>(space.available))));
   }
   return {};
 }
@@ -252,8 +262,8 @@ std::string index_text(const std::vector<Shard>& shards, int64_t total) {
 }
 
 template <typename Bits>
-Result<int> write_checkpoint(const SynthOptions& options, const Json& config, const std::vector<model::TensorSpec>& tensors,
-                             const Generator<Bits>& generator) {
+Result<int> write_checkpoint(const SynthOptions& options, const Json& config,
+                             const std::vector<model::TensorSpec>& tensors, const Generator<Bits>& generator) {
   Console console(options.console);
   std::atomic<int64_t> written{0};
   const std::vector<Shard> shards = make_shards(tensors, options, generator, written);
@@ -273,12 +283,13 @@ Result<int> write_checkpoint(const SynthOptions& options, const Json& config, co
   };
   if (const Result<void> done = write_all(); !done) {
     std::error_code ignored;
-    for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) std::filesystem::remove(entry.path(), ignored);
+    for (const auto& entry : std::filesystem::directory_iterator(directory, ignored))
+      std::filesystem::remove(entry.path(), ignored);
     return std::unexpected(done.error());
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
-  console.line(format("{}: {} tensors, {} in {} file{}, {:.1f} s, {}/s", directory.string(), tensors.size(), format_bytes(total),
-                      shards.size(), shards.size() == 1 ? "" : "s", seconds,
+  console.line(format("{}: {} tensors, {} in {} file{}, {:.1f} s, {}/s", directory.string(), tensors.size(),
+                      format_bytes(total), shards.size(), shards.size() == 1 ? "" : "s", seconds,
                       format_bytes(static_cast<int64_t>(static_cast<double>(total) / std::max(seconds, 1e-9)))));
   return kExitOk;
 }
@@ -292,13 +303,14 @@ Result<int> synth_command(const SynthOptions& options) {
   if (options.tokenizer) {
     TRY_ASSIGN(const checkpoint::Tokenizer tokenizer, checkpoint::Tokenizer::open(*options.tokenizer));
     if (tokenizer.id_limit() > parsed.vocab) {
-      return fail(ErrorCode::kUsage, format("{}: token ids up to {}, but the model's vocabulary has {}", *options.tokenizer,
-                                            tokenizer.id_limit() - 1, parsed.vocab));
+      return fail(ErrorCode::kUsage, format("{}: token ids up to {}, but the model's vocabulary has {}",
+                                            *options.tokenizer, tokenizer.id_limit() - 1, parsed.vocab));
     }
   }
   const std::vector<model::TensorSpec> tensors = list_tensors(*model);
   switch (options.dtype) {
-    case DType::kBF16: return write_checkpoint(options, config, tensors, Generator<uint16_t>([](float x) { return to_bf16(x).bits; }));
+    case DType::kBF16:
+      return write_checkpoint(options, config, tensors, Generator<uint16_t>([](float x) { return to_bf16(x).bits; }));
     case DType::kF16: return write_checkpoint(options, config, tensors, Generator<uint16_t>(half_bits));
     case DType::kF32: return write_checkpoint(options, config, tensors, Generator<float>([](float x) { return x; }));
   }

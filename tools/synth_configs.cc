@@ -52,8 +52,9 @@ Result<Json> named_config(std::string_view name) {
   if (found == nullptr) {
     const std::vector<std::string> names = config_names();
     const std::string near = nearest_name(name, names);
-    return fail(ErrorCode::kUsage, format("unknown model '{}'{}; known are {}", name,
-                                          near.empty() ? "" : format("; did you mean '{}'?", near), fmt::join(names, ", ")));
+    return fail(ErrorCode::kUsage,
+                format("unknown model '{}'{}; known are {}", name,
+                       near.empty() ? "" : format("; did you mean '{}'?", near), fmt::join(names, ", ")));
   }
   const Sizes& s = *found;
   const bool moe = s.experts > 0;

@@ -30,7 +30,8 @@ Result<int> detokenize_command(const DetokenizeOptions& options) {
   TRY_ASSIGN(const std::vector<TokenId> ids, parse_ids(text, "stdin"));
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] >= tokenizer.id_limit())
-      return fail(ErrorCode::kBadInput, format("stdin: element {} is {}; this tokenizer's ids end at {}", i, ids[i], tokenizer.id_limit() - 1));
+      return fail(ErrorCode::kBadInput, format("stdin: element {} is {}; this tokenizer's ids end at {}", i, ids[i],
+                                               tokenizer.id_limit() - 1));
   }
   TRY(write_stdout(tokenizer.decode(ids, options.no_special)));
   return kExitOk;

@@ -1,0 +1,304 @@
+// The command line as data, without running anything.
+#include "tools/options.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <map>
+
+#include "base/format.h"
+#include "tools/exit_codes.h"
+#include "tools/option_values.h"
+
+using namespace cpuinfer;
+using namespace cpuinfer::tools;
+
+namespace {
+
+using Variables = std::map<std::string, std::string>;
+
+Result<CommandLine> parse(const std::vector<std::string>& arguments, const Variables& variables = {}) {
+  return parse_command_line(arguments, [&](const char* name) -> std::optional<std::string> {
+    const auto found = variables.find(name);
+    return found == variables.end() ? std::nullopt : std::optional<std::string>(found->second);
+  });
+}
+
+RunOptions parse_run(const std::vector<std::string>& arguments, const Variables& variables = {}) {
+  const Result<CommandLine> command = parse(arguments, variables);
+  REQUIRE_MESSAGE(command.has_value(), (command ? "" : command.error().message));
+  REQUIRE(std::holds_alternative<RunOptions>(*command));
+  return std::get<RunOptions>(*command);
+}
+
+std::string usage_error(const std::vector<std::string>& arguments, const Variables& variables = {}) {
+  const Result<CommandLine> command = parse(arguments, variables);
+  REQUIRE_FALSE(command.has_value());
+  CHECK(command.error().code == ErrorCode::kUsage);
+  return command.error().message;
+}
+
+std::string help_of(const std::string& command) {
+  const Result<CommandLine> parsed =
+      parse(command.empty() ? std::vector<std::string>{"--help"} : std::vector<std::string>{command, "--help"});
+  REQUIRE(parsed.has_value());
+  return std::get<ShowText>(*parsed).text;
+}
+
+bool contains(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
+
+}  // namespace
+
+TEST_CASE("counts take binary suffixes") {
+  CHECK(parse_count("--ctx", "262144", 1, INT64_MAX) == 262144);
+  CHECK(parse_count("--ctx", "256k", 1, INT64_MAX) == 262144);
+  CHECK(parse_count("--ctx", "256K", 1, INT64_MAX) == 262144);
+  CHECK(parse_count("--ctx", "1.5k", 1, INT64_MAX) == 1536);
+  CHECK(parse_count("--ctx", "1M", 1, INT64_MAX) == 1048576);
+  for (const char* wrong : {"", "k", "12x", "1 k", "0x10", "-1", "0", "1.3", "1e400k", "nank", "99999999999999999999",
+                            "9999999999G", "+5", " 5"}) {
+    INFO(wrong);
+    const auto value = parse_count("--ctx", wrong, 1, INT64_MAX);
+    REQUIRE_FALSE(value.has_value());
+    CHECK(value.error().code == ErrorCode::kUsage);
+    CHECK(value.error().message == format("--ctx is '{}'; it must be a whole number, 1 or more (k = 1024)", wrong));
+  }
+  CHECK(parse_count("--logprobs", "21", 0, 20).error().message ==
+        "--logprobs is '21'; it must be a whole number between 0 and 20 (k = 1024)");
+}
+
+TEST_CASE("sizes are powers of 1024") {
+  CHECK(parse_size("--memory-limit", "1048576") == 1_MiB);
+  CHECK(parse_size("--memory-limit", "1MiB") == 1_MiB);
+  CHECK(parse_size("--memory-limit", "1mb") == 1_MiB);
+  CHECK(parse_size("--memory-limit", "64G") == 64_GiB);
+  CHECK(parse_size("--memory-limit", "1.5TiB") == 1536_GiB);
+  CHECK(parse_size("--memory-limit", "512B") == 512);
+  for (const char* wrong : {"", "B", "iB", "0", "-1G", "1Q", "0.3", "1e30T"}) {
+    INFO(wrong);
+    REQUIRE_FALSE(parse_size("--memory-limit", wrong).has_value());
+    CHECK(contains(parse_size("--memory-limit", wrong).error().message,
+                   "it must be a size such as 512MiB, 64G or 1.5TiB"));
+  }
+}
+
+TEST_CASE("rope scalings") {
+  const auto yarn = parse_rope_scaling("--rope-scaling", "yarn:4:32k");
+  REQUIRE(yarn.has_value());
+  CHECK(yarn->type == model::RopeType::kYarn);
+  CHECK(yarn->factor == 4);
+  CHECK(yarn->original_max_positions == 32768);
+  CHECK(parse_rope_scaling("--rope-scaling", "yarn:2.5")->factor == 2.5);
+  CHECK(parse_rope_scaling("--rope-scaling", "linear:2")->type == model::RopeType::kLinear);
+  CHECK(parse_rope_scaling("--rope-scaling", "dynamic:2")->type == model::RopeType::kDynamic);
+  CHECK(parse_rope_scaling("--rope-scaling", "default")->type == model::RopeType::kDefault);
+  for (const char* wrong : {"", "yarn", "yarn:", "yarn:0.5", "yarn:nan", "yarn:4:", "yarn:4:0", "yarn:4:1:1",
+                            "linear:2:3", "default:1", "su:2", "yarn:inf"}) {
+    INFO(wrong);
+    REQUIRE_FALSE(parse_rope_scaling("--rope-scaling", wrong).has_value());
+    CHECK(parse_rope_scaling("--rope-scaling", wrong).error().code == ErrorCode::kUsage);
+  }
+  CHECK(contains(parse_rope_scaling("--rope-scaling", "su:2").error().message,
+                 "it must be default, linear:FACTOR, dynamic:FACTOR or yarn:FACTOR[:ORIGINAL]"));
+  CHECK(contains(parse_rope_scaling("--rope-scaling", "yarn:0.5").error().message, "a factor of 1 or more"));
+}
+
+TEST_CASE("every option arrives") {
+  const RunOptions o = parse_run({"-m",
+                                  "M",
+                                  "-c",
+                                  "8k",
+                                  "--experts",
+                                  "16",
+                                  "--rope-scaling",
+                                  "linear:2",
+                                  "-t",
+                                  "3",
+                                  "--nodes",
+                                  "2",
+                                  "--chunk",
+                                  "64",
+                                  "--isa",
+                                  "avx2",
+                                  "--numerics",
+                                  "dp",
+                                  "--gemm",
+                                  "portable",
+                                  "--memory-limit",
+                                  "2G",
+                                  "--temp",
+                                  "0.5",
+                                  "--top-k",
+                                  "20",
+                                  "--top-p",
+                                  "0.9",
+                                  "--min-p",
+                                  "0.1",
+                                  "--presence-penalty",
+                                  "-0.5",
+                                  "--frequency-penalty",
+                                  "0.25",
+                                  "--repetition-penalty",
+                                  "1.5",
+                                  "--seed",
+                                  "18446744073709551615",
+                                  "-n",
+                                  "7",
+                                  "--stop",
+                                  "A",
+                                  "--stop",
+                                  "B b",
+                                  "--logprobs",
+                                  "3",
+                                  "--json",
+                                  "--system",
+                                  "S",
+                                  "--no-think",
+                                  "--prompt",
+                                  "-hello [1,2] {}",
+                                  "--progress",
+                                  "none",
+                                  "-q"});
+  const run::EngineOptions& e = o.model.engine;
+  CHECK(o.model.model == "M");
+  CHECK(e.context_tokens == 8192);
+  CHECK(e.experts == 16);
+  CHECK(e.rope->factor == 2);
+  CHECK(e.threads == 3);
+  CHECK(e.nodes == 2);
+  CHECK(e.chunk_tokens == 64);
+  CHECK(e.isa == "avx2");
+  CHECK(e.numerics == "dp");
+  CHECK(e.gemm == "portable");
+  CHECK(e.memory_limit_bytes == 2_GiB);
+  CHECK(o.sampling.temperature == 0.5f);
+  CHECK(o.sampling.top_k == 20);
+  CHECK(o.sampling.top_p == 0.9f);
+  CHECK(o.sampling.min_p == 0.1f);
+  CHECK(o.sampling.presence_penalty == -0.5f);
+  CHECK(o.sampling.frequency_penalty == 0.25f);
+  CHECK(o.sampling.repetition_penalty == 1.5f);
+  CHECK(o.sampling.seed == UINT64_MAX);
+  CHECK(o.max_tokens == 7);
+  CHECK(o.stop_strings == std::vector<std::string>{"A", "B b"});
+  CHECK(o.logprobs == 3);
+  CHECK(o.json);
+  CHECK(o.system == "S");
+  CHECK(o.think == false);
+  CHECK(o.prompt == "-hello [1,2] {}");
+  CHECK(o.console.progress == ProgressMode::kNone);
+  CHECK(o.console.quiet);
+  CHECK(o.console.color);
+}
+
+TEST_CASE("texts are taken literally") {
+  for (const char* text : {"", " ", "[a,b]", "{}", "[]", "\"quoted\"", "'", "--", "-", "--ctx", "%s", "a=b",
+                           "line\nbreak", "caf\xc3\xa9"}) {
+    INFO(text);
+    CHECK(parse_run({"-m", "M", "--prompt", text}).prompt == text);
+    if (*text != '\0') CHECK(parse_run({"-m", "M", "--prompt=" + std::string(text)}).prompt == text);
+    CHECK(parse_run({"-m", "M", "--system", text}).system == text);
+    if (*text != '\0')
+      CHECK(parse_run({"-m", "M", "--stop", text, "--stop", "x"}).stop_strings == std::vector<std::string>{text, "x"});
+  }
+  CHECK(parse_run({"-m", "M", "--ctx", "1k", "--ctx", "2k"}).model.engine.context_tokens ==
+        2048);  // the last one counts
+}
+
+TEST_CASE("variables stand behind options") {
+  CHECK(parse_run({}, {{"CPUINFER_MODEL", "V"}}).model.model == "V");
+  CHECK(parse_run({"-m", "M"}, {{"CPUINFER_MODEL", "V"}}).model.model == "M");
+  CHECK(parse_run({"-m", "M"}, {{"CPUINFER_CTX", "256k"}}).model.engine.context_tokens == 262144);
+  CHECK(parse_run({"-m", "M", "--ctx", "4k"}, {{"CPUINFER_CTX", "256k"}}).model.engine.context_tokens == 4096);
+  CHECK(parse_run({"-m", "M"}, {{"CPUINFER_CTX", ""}}).model.engine.context_tokens == 0);
+  CHECK(parse_run({"-m", "M"}, {{"CPUINFER_ISA", "avx2"}}).model.engine.isa == "avx2");
+  CHECK(parse_run({"-m", "M"}, {{"CPUINFER_ROPE_SCALING", "yarn:4"}}).model.engine.rope->factor == 4);
+  CHECK(parse_run({"-m", "M"}, {{"CPUINFER_QUIET", "yes"}}).console.quiet);
+  CHECK_FALSE(parse_run({"-m", "M"}, {{"CPUINFER_QUIET", "0"}}).console.quiet);
+  CHECK_FALSE(parse_run({"-m", "M"}, {{"NO_COLOR", ""}}).console.color);
+  CHECK_FALSE(parse_run({"-m", "M"}, {{"CPUINFER_PROMPT", "x"}}).prompt.has_value());  // belongs to one call
+  CHECK(usage_error({"-m", "M"}, {{"CPUINFER_CTX", "many"}}) ==
+        "CPUINFER_CTX is 'many'; it must be a whole number, 1 or more (k = 1024)");
+  CHECK(contains(usage_error({"-m", "M"}, {{"CPUINFER_QUIET", "maybe"}}),
+                 "CPUINFER_QUIET is 'maybe'; it must be 1 (or true, yes, on)"));
+}
+
+TEST_CASE("near misses are named") {
+  CHECK(usage_error({"-m", "M", "--ctxx", "5"}) ==
+        "unknown option '--ctxx'; did you mean '--ctx'?; 'cpuinfer --help' lists the options");
+  CHECK(contains(usage_error({"-m", "M", "--tempreature=1"}), "did you mean '--temperature'?"));
+  CHECK(contains(usage_error({"-m", "M", "--max-token", "1"}), "did you mean '--max-tokens'?"));
+  CHECK(usage_error({"-m", "M", "--zzzzzzzzz"}) == "unknown option '--zzzzzzzzz'; 'cpuinfer --help' lists the options");
+  CHECK(usage_error({"paln", "-m", "M"}) ==
+        "unknown command 'paln'; did you mean 'plan'?; 'cpuinfer --help' lists the commands");
+  CHECK(usage_error({"xyzzy"}) == "unknown command 'xyzzy'; 'cpuinfer --help' lists the commands");
+  CHECK(contains(usage_error({"plan", "-m", "M", "--prompt", "x"}), "unknown option '--prompt'"));
+  CHECK(contains(usage_error({"-m", "M", "plan"}), "unexpected argument 'plan'"));
+  CHECK(contains(usage_error({"-m", "M", "what is this"}), "text after --prompt"));
+}
+
+TEST_CASE("what does not go together") {
+  CHECK(contains(usage_error({}), "no model: give --model"));
+  CHECK(contains(usage_error({"plan"}), "no model"));
+  CHECK(contains(usage_error({"-m", "M", "--prompt", "a", "--prompt-file", "b"}), "exclude each other"));
+  CHECK(contains(usage_error({"-m", "M", "--raw", "--system", "s"}), "--raw continues a text"));
+  CHECK(contains(usage_error({"-m", "M", "--greedy", "--temp", "1"}), "--greedy and --temperature exclude each other"));
+  CHECK(contains(usage_error({"-m", "M", "--stop", ""}), "--stop is empty"));
+  CHECK(contains(usage_error({"-m", "M", "--ctx"}), "--ctx"));
+  CHECK(contains(usage_error({"-m", "M", "--progress", "loud"}),
+                 "--progress is 'loud'; it must be one of auto, bar, plain, none"));
+  CHECK(contains(usage_error({"-m", "M", "--seed", "-1"}),
+                 "--seed is '-1'; it must be a whole number between 0 and 18446744073709551615"));
+  CHECK(contains(usage_error({"-m", "M", "--temp", "warm"}), "--temperature is 'warm'; it must be a number"));
+  CHECK(contains(usage_error({"-m", "M", "--temp", "inf"}), "it must be a number"));
+  CHECK(contains(usage_error({"score", "-m", "M", "--file", "a", "--ids", "b"}), "exclude each other"));
+  CHECK(contains(usage_error({"synth", "-o", "d"}), "give either a NAME or --config FILE"));
+  CHECK(contains(usage_error({"synth", "tiny", "--config", "f", "-o", "d"}), "give either a NAME or --config FILE"));
+  CHECK(contains(usage_error({"synth", "tiny"}), "no directory to write to"));
+  CHECK(contains(usage_error({"synth", "tiny", "-o", "d", "--dtype", "int8"}), "it must be one of bf16, f16, f32"));
+}
+
+TEST_CASE("exit codes") {
+  CHECK(exit_code(ErrorCode::kUsage, 0) == 2);
+  CHECK(exit_code(ErrorCode::kNotFound, 0) == 66);
+  CHECK(exit_code(ErrorCode::kBadInput, 0) == 78);
+  CHECK(exit_code(ErrorCode::kUnsupported, 0) == 78);
+  CHECK(exit_code(ErrorCode::kDoesNotFit, 0) == 78);
+  CHECK(exit_code(ErrorCode::kPermission, 0) == 77);
+  CHECK(exit_code(ErrorCode::kInterrupted, 2) == 130);
+  CHECK(exit_code(ErrorCode::kInterrupted, 15) == 143);
+  CHECK(exit_code(ErrorCode::kRuntime, 0) == 1);
+  CHECK(exit_code(ErrorCode::kInternal, 0) == 70);
+}
+
+TEST_CASE("the manual and docs/cli.md name every command and option of the help") {
+  const auto slurp = [](const char* path) {
+    std::ifstream file(std::string(CPUINFER_SOURCE_DIR) + path);
+    REQUIRE(file.good());
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  const std::string markdown = slurp("/docs/cli.md");
+  std::string manual = slurp("/docs/man/cpuinfer.1");
+  int options = 0;
+  for (const char* command : {"", "plan", "doctor", "tokenize", "detokenize", "score", "synth"}) {
+    const std::string help = help_of(command);
+    CHECK(contains(markdown, command));
+    CHECK(contains(manual, command));
+    for (size_t at = 0; (at = help.find("--", at)) != std::string::npos;) {
+      size_t end = at + 2;
+      while (end < help.size() && (std::isalpha(static_cast<unsigned char>(help[end])) || help[end] == '-')) ++end;
+      const std::string name = help.substr(at, end - at);
+      at = end;
+      if (name.size() < 4) continue;
+      INFO(name);
+      CHECK(contains(markdown, name));
+      // mdoc: "Fl -name"
+      CHECK(contains(manual, "Fl -" + name.substr(2)));
+      ++options;
+    }
+  }
+  CHECK(options > 60);
+}
