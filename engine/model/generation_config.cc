@@ -6,12 +6,6 @@
 namespace cpuinfer::model {
 namespace {
 
-Result<std::optional<TokenId>> parse_token(const ConfigReader& config, const char* key) {
-  TRY_ASSIGN(const std::optional<int64_t> id, config.optional_integer(key, 0, INT32_MAX));
-  if (!id) return std::nullopt;
-  return static_cast<TokenId>(*id);
-}
-
 Result<std::optional<float>> parse_float(const ConfigReader& config, const char* key, double low, double high) {
   TRY_ASSIGN(const std::optional<double> value, config.optional_number(key, low, high));
   if (!value) return std::nullopt;
@@ -23,8 +17,8 @@ Result<std::vector<TokenId>> parse_eos(const ConfigReader& config) {
   const Json* value = config.find_set(kKey);
   if (value == nullptr) return {};
   if (!value->is_array()) {
-    TRY_ASSIGN(const std::optional<TokenId> id, parse_token(config, kKey));
-    return std::vector<TokenId>{*id};
+    TRY_ASSIGN(const int64_t id, config.integer(kKey, 0, 0, INT32_MAX));
+    return std::vector<TokenId>{static_cast<TokenId>(id)};
   }
   std::vector<TokenId> ids;
   for (const Json& id : value->as_array()) {
@@ -46,12 +40,12 @@ Result<GenerationDefaults> parse_generation_config(const Json& json) {
   TRY_ASSIGN(const std::optional<int64_t> top_k, config.optional_integer("top_k", 0, INT32_MAX));
   if (top_k) out.top_k = static_cast<int>(*top_k);
   TRY_ASSIGN(out.top_p, parse_float(config, "top_p", 0, 1));
+  // The sampler refuses 0 too, but would blame the command line. Compared as float: 1e-60 has become 0.
+  if (out.top_p == 0.0f) return config.bad("top_p", "a number over 0 and at most 1", config.find("top_p"));
   TRY_ASSIGN(out.min_p, parse_float(config, "min_p", 0, 1));
   TRY_ASSIGN(out.repetition_penalty, parse_float(config, "repetition_penalty", 0.001, 1000));
   TRY_ASSIGN(out.max_new_tokens, config.optional_integer("max_new_tokens", 1, INT64_MAX));
   TRY_ASSIGN(out.eos_token_ids, parse_eos(config));
-  TRY_ASSIGN(out.bos_token_id, parse_token(config, "bos_token_id"));
-  TRY_ASSIGN(out.pad_token_id, parse_token(config, "pad_token_id"));
   return out;
 }
 

@@ -11,17 +11,17 @@
 
 namespace cpuinfer::model {
 
-/// What the file says; absent keys (or null) stay empty and the caller's defaults apply.
+/// What the file says of the keys that cpuinfer uses; the others are not even looked at. Absent keys (or null) stay
+/// empty and the caller's defaults apply.
 struct GenerationDefaults {
   std::optional<bool> do_sample;            ///< false: greedy
   std::optional<float> temperature;         ///< [0, 100]
   std::optional<int> top_k;                 ///< >= 0; 0 = off
-  std::optional<float> top_p;               ///< [0, 1]
+  std::optional<float> top_p;               ///< (0, 1]
   std::optional<float> min_p;               ///< [0, 1]
   std::optional<float> repetition_penalty;  ///< [0.001, 1000]; 1 = off
   std::optional<int64_t> max_new_tokens;    ///< > 0
   std::vector<TokenId> eos_token_ids;       ///< one or many in the file; empty when absent
-  std::optional<TokenId> bos_token_id, pad_token_id;
 };
 
 /// Errors: kBadInput names the key, its value and the range.
