@@ -6,6 +6,7 @@
 #include <numeric>
 #include <system_error>
 
+#include "base/check.h"
 #include "base/format.h"
 #include "engine/checkpoint/checkpoint_file.h"
 #include "engine/checkpoint/safetensors_name.h"
@@ -153,8 +154,8 @@ Result<Checkpoint> Checkpoint::open(const fs::path& directory) {
     TRY_ASSIGN(SafetensorsFile file, std::move(opened));
     for (const SafetensorsEntry& entry : file.entries()) {
       if (!map.empty()) TRY(check_against_index(map, file, entry));
-      checkpoint.tensors_.push_back({entry.name, entry.dtype, entry.shape, file.data(entry), entry.bytes,
-                                     checkpoint.file_count(), entry.file_offset});
+      checkpoint.tensors_.push_back(
+          {entry.name, entry.dtype, entry.shape, entry.bytes, checkpoint.file_count(), entry.file_offset});
       checkpoint.total_bytes_ += entry.bytes;  // no overflow: the files' sizes are real
     }
     checkpoint.files_.push_back(std::move(file));
@@ -181,6 +182,14 @@ const TensorRef* Checkpoint::find(std::string_view name) const {
   if (at == by_name_.end()) return nullptr;
   const TensorRef& tensor = tensors_[static_cast<size_t>(*at)];
   return tensor.name == name ? &tensor : nullptr;
+}
+
+Result<void> Checkpoint::read(const TensorRef& tensor, int64_t offset, std::span<std::byte> out) const {
+  ENSURE(offset >= 0 && offset <= tensor.bytes && static_cast<int64_t>(out.size()) <= tensor.bytes - offset,
+         "the bytes lie inside the tensor");
+  Result<void> done = files_[static_cast<size_t>(tensor.file)].read(tensor.file_offset + offset, out);
+  if (!done) done.error().message += format(" (reading tensor {} from its byte {})", quoted_name(tensor.name), offset);
+  return done;
 }
 
 void Checkpoint::drop_pages(const TensorRef& tensor) const {

@@ -21,11 +21,10 @@ namespace cpuinfer::checkpoint {
 struct TensorRef {
   std::string name;
   DType dtype = DType::kBF16;
-  std::vector<int64_t> shape;       ///< row-major, every dimension >= 0
-  const std::byte* data = nullptr;  ///< mapped, `bytes` long; aligned as the file happens to be: load with memcpy
+  std::vector<int64_t> shape;  ///< row-major, every dimension >= 0
   int64_t bytes = 0;
   int file = 0;             ///< index for Checkpoint::file_descriptor
-  int64_t file_offset = 0;  ///< of data in that file, for pread
+  int64_t file_offset = 0;  ///< of the first byte in that file
 };
 
 /// An open model directory. Move-only (TensorRefs stay valid when it is moved). Const members are thread-safe.
@@ -55,7 +54,10 @@ class Checkpoint {
   int file_count() const { return static_cast<int>(files_.size()); }
   int file_descriptor(int file) const { return files_[static_cast<size_t>(file)].descriptor(); }
   const std::filesystem::path& file_path(int file) const { return files_[static_cast<size_t>(file)].path(); }
-  /// This tensor's whole pages are not needed any more: drops them from the mapping and the page cache.
+  /// Reads the bytes [offset, offset + out.size()) of a tensor of this checkpoint. REQUIRES: they lie inside it.
+  /// Errors: kRuntime (I/O, or the file has become shorter), with file, tensor and offset.
+  Result<void> read(const TensorRef& tensor, int64_t offset, std::span<std::byte> out) const;
+  /// This tensor's whole pages are not needed any more: drops them from the page cache.
   void drop_pages(const TensorRef& tensor) const;
 
  private:

@@ -47,13 +47,10 @@ Result<void> InputFile::read(int64_t offset, int64_t bytes, char* out) const {
   while (done < bytes) {
     const ssize_t got = ::pread(descriptor_, out + done, static_cast<size_t>(bytes - done), offset + done);
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0)
+    if (got <= 0)
       return fail(ErrorCode::kRuntime,
-                  format("{}: read error at byte {}: {}", path_.string(), offset + done, error_text(errno)));
-    if (got == 0)
-      return fail(ErrorCode::kBadInput, format("{}: ends at byte {}, expected {} bytes: the file became shorter while "
-                                               "it was read",
-                                               path_.string(), offset + done, offset + bytes));
+                  format("{}: cannot read {} bytes at byte {}: {}", path_.string(), bytes - done, offset + done,
+                         got < 0 ? error_text(errno) : "the file has become shorter"));
     done += got;
   }
   return {};

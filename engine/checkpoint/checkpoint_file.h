@@ -1,4 +1,4 @@
-// Files of a checkpoint as untrusted bytes: opened without surprises, read whole up to a limit, or mapped.
+// Files of a checkpoint as untrusted bytes: opened without surprises, read in parts, or whole up to a limit.
 #pragma once
 
 #include <cstddef>
@@ -31,8 +31,8 @@ class InputFile {
   int descriptor() const { return descriptor_; }
   /// Size when opened.
   int64_t bytes() const { return bytes_; }
-  /// Reads exactly [offset, offset + bytes) into `out`. Errors: kBadInput when the file has become shorter,
-  /// kRuntime for I/O errors.
+  /// Reads exactly [offset, offset + bytes) into `out`. Errors: kRuntime (I/O, or the file has become shorter), with
+  /// the place in the file.
   Result<void> read(int64_t offset, int64_t bytes, char* out) const;
 
  private:

@@ -5,14 +5,11 @@
 #include "engine/checkpoint/safetensors.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cerrno>
-#include <system_error>
 
 #include "base/check.h"
 #include "base/format.h"
@@ -168,10 +165,6 @@ Result<std::vector<SafetensorsEntry>> parse_safetensors_header(std::string_view 
   return entries;
 }
 
-void SafetensorsFile::Unmap::operator()(const std::byte* start) const {
-  ::munmap(const_cast<std::byte*>(start), bytes);
-}
-
 Result<SafetensorsFile> SafetensorsFile::open(const std::filesystem::path& path) {
   TRY_ASSIGN(InputFile file, InputFile::open(path));
   const std::string where = path.string();
@@ -182,14 +175,7 @@ Result<SafetensorsFile> SafetensorsFile::open(const std::filesystem::path& path)
   std::string header(static_cast<size_t>(header_bytes), '\0');
   TRY(file.read(kLengthBytes, header_bytes, header.data()));
   TRY_ASSIGN(std::vector<SafetensorsEntry> entries, parse_safetensors_header(header, file.bytes(), where));
-
-  const size_t bytes = static_cast<size_t>(file.bytes());
-  void* start = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file.descriptor(), 0);
-  if (start == MAP_FAILED)
-    return fail(ErrorCode::kRuntime,
-                format("{}: cannot be mapped into memory: {}", where, std::generic_category().message(errno)));
-  return SafetensorsFile(std::move(file), Mapping(static_cast<const std::byte*>(start), Unmap{bytes}),
-                         std::move(entries));
+  return SafetensorsFile(std::move(file), std::move(entries));
 }
 
 void SafetensorsFile::drop_pages(int64_t file_offset, int64_t bytes) const {
@@ -199,8 +185,7 @@ void SafetensorsFile::drop_pages(int64_t file_offset, int64_t bytes) const {
   const int64_t end =
       file_offset + bytes == file_bytes() ? round_up(file_bytes(), page) : (file_offset + bytes) / page * page;
   if (begin >= end) return;
-  // Both are hints: when the system refuses, the pages just stay until it needs the memory.
-  ::madvise(const_cast<std::byte*>(mapping_.get() + begin), static_cast<size_t>(end - begin), MADV_DONTNEED);
+  // A hint: when the system refuses, the pages just stay until it needs the memory.
   ::posix_fadvise(descriptor(), begin, end - begin, POSIX_FADV_DONTNEED);
 }
 

@@ -1,4 +1,4 @@
-// The safetensors file format: checked reading, memory mapping, streaming writing.
+// The safetensors file format: checked reading, streaming writing.
 // Specification: https://github.com/huggingface/safetensors (README, "Format").
 #pragma once
 
@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -41,9 +40,8 @@ Result<int64_t> safetensors_header_length(std::span<const unsigned char> prefix,
 Result<std::vector<SafetensorsEntry>> parse_safetensors_header(std::string_view header, int64_t file_bytes,
                                                                std::string_view where);
 
-/// A checked, mapped file. Move-only. Const members are thread-safe.
-/// The mapping is read-only; when somebody shortens the file afterwards, touching lost pages raises SIGBUS
-/// (reading through descriptor() gives an error instead).
+/// A checked, open file. Move-only. Const members are thread-safe.
+/// Not mapped: when somebody shortens the file afterwards, reading is an error instead of a SIGBUS.
 class SafetensorsFile {
  public:
   /// Reads the header only, no tensor bytes.
@@ -51,26 +49,21 @@ class SafetensorsFile {
   static Result<SafetensorsFile> open(const std::filesystem::path& path);
 
   std::span<const SafetensorsEntry> entries() const { return entries_; }
-  /// `entry.bytes` bytes, aligned as the file happens to be: load with memcpy.
-  const std::byte* data(const SafetensorsEntry& entry) const { return mapping_.get() + entry.file_offset; }
   const std::filesystem::path& path() const { return file_.path(); }
   int descriptor() const { return file_.descriptor(); }
   int64_t file_bytes() const { return file_.bytes(); }
-  /// Gives the whole pages inside [file_offset, file_offset + bytes) back to the system. The data stays readable.
+  /// Reads [file_offset, file_offset + out.size()). Errors: kRuntime (I/O, or the file has become shorter).
+  Result<void> read(int64_t file_offset, std::span<std::byte> out) const {
+    return file_.read(file_offset, static_cast<int64_t>(out.size()), reinterpret_cast<char*>(out.data()));
+  }
+  /// Drops the whole pages inside [file_offset, file_offset + bytes) from the page cache. The data stays readable.
   void drop_pages(int64_t file_offset, int64_t bytes) const;
 
  private:
-  struct Unmap {
-    size_t bytes = 0;
-    void operator()(const std::byte* start) const;
-  };
-  using Mapping = std::unique_ptr<const std::byte[], Unmap>;
-
-  SafetensorsFile(InputFile file, Mapping mapping, std::vector<SafetensorsEntry> entries)
-      : file_(std::move(file)), mapping_(std::move(mapping)), entries_(std::move(entries)) {}
+  SafetensorsFile(InputFile file, std::vector<SafetensorsEntry> entries)
+      : file_(std::move(file)), entries_(std::move(entries)) {}
 
   InputFile file_;
-  Mapping mapping_;
   std::vector<SafetensorsEntry> entries_;
 };
 
