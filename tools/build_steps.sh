@@ -62,9 +62,10 @@ install_packages() {
   say "packages: installing ${missing[*]}"
   local log
   log=$(mktemp "${TMPDIR:-/tmp}/cpuinfer-packages.XXXXXX.log")
-  if ! { "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update &&
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } \
-    >"$log" 2>&1 </dev/null; then
+  # A failing update (one broken repository of many) matters only if the packages cannot be had then.
+  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update >"$log" 2>&1 </dev/null || true
+  if ! "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" \
+    >>"$log" 2>&1 </dev/null; then
     tail -n 15 "$log" >&2
     die "apt-get could not install the packages; its output is in $log. Is the network up, and is this user allowed to?"
   fi
