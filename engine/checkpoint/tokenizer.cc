@@ -6,14 +6,12 @@
 #include "engine/checkpoint/tokenizer.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
-#include <memory>
+#include <system_error>
 #include <utility>
 
 #include "base/check.h"
-#include "base/format.h"
+#include "base/types.h"
+#include "engine/checkpoint/checkpoint_file.h"
 #include "engine/checkpoint/tokenizer_file.h"
 #include "engine/checkpoint/tokenizer_words.h"
 #include "engine/checkpoint/unicode.h"
@@ -22,26 +20,13 @@ namespace cpuinfer::checkpoint {
 namespace {
 
 constexpr int32_t kNone = -1;
+constexpr int64_t kMaxFileBytes = 64_MiB;  // Qwen3's tokenizer.json has 11 MB
 
 uint64_t pair_key(TokenId left, TokenId right) {
   return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
 }
 
 uint64_t edge_key(uint32_t node, char byte) { return uint64_t{node} << 8 | static_cast<unsigned char>(byte); }
-
-Result<std::string> read_file(const std::filesystem::path& path) {
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"), std::fclose);
-  std::string text;
-  char block[1 << 16];
-  size_t bytes = 0;
-  // Opening a directory succeeds; reading from it is what fails.
-  if (file)
-    while ((bytes = std::fread(block, 1, sizeof block, file.get())) > 0) text.append(block, bytes);
-  if (!file || std::ferror(file.get()))
-    return fail(ErrorCode::kNotFound, format("{}: cannot be read: {}; a Hugging Face model directory is expected here",
-                                             path.string(), std::strerror(errno)));
-  return text;
-}
 
 }  // namespace
 
@@ -89,18 +74,21 @@ Tokenizer Tokenizer::build(TokenizerFile file) {
 }
 
 Result<Tokenizer> Tokenizer::open(const std::filesystem::path& directory) {
-  TRY_ASSIGN(const std::string tokenizer_json, read_file(directory / "tokenizer.json"));
+  auto found = read_whole_file(directory / "tokenizer.json", kMaxFileBytes);
+  if (!found && found.error().code == ErrorCode::kNotFound)
+    found.error().message += "; a Hugging Face model directory is expected here";
+  TRY_ASSIGN(const std::string tokenizer_json, std::move(found));
   std::string config_json;
-  std::error_code ignored;  // what cannot be looked at cannot be read either, and read_file() says so
+  std::error_code ignored;  // where nothing can be looked at, tokenizer.json could not be read either
   const auto config_path = directory / "tokenizer_config.json";
   if (std::filesystem::exists(config_path, ignored)) {
-    TRY_ASSIGN(config_json, read_file(config_path));
+    TRY_ASSIGN(config_json, read_whole_file(config_path, kMaxFileBytes));
   }
   TRY_ASSIGN(Tokenizer tokenizer, parse(tokenizer_json, config_json, directory.string()));
   // Where Transformers 4.52 and later keep the template. It wins over the member of tokenizer_config.json there, too.
   const auto template_path = directory / "chat_template.jinja";
   if (std::filesystem::exists(template_path, ignored)) {
-    TRY_ASSIGN(tokenizer.chat_template_, read_file(template_path));
+    TRY_ASSIGN(tokenizer.chat_template_, read_whole_file(template_path, kMaxFileBytes));
   }
   return tokenizer;
 }

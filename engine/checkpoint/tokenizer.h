@@ -29,7 +29,8 @@ struct PromptPiece {
 class Tokenizer {
  public:
   /// Reads `directory`/tokenizer.json and, where they exist, tokenizer_config.json and chat_template.jinja.
-  /// Errors: kNotFound (no tokenizer.json, or unreadable), kBadInput and kUnsupported as parse().
+  /// Errors: kNotFound (no tokenizer.json, or unreadable), kBadInput (a file that is no regular file or has more than
+  /// 64 MiB), kBadInput and kUnsupported as parse().
   static Result<Tokenizer> open(const std::filesystem::path& directory);
 
   /// The texts may be hostile. `tokenizer_config_json` may be empty. `where` names their directory in messages.

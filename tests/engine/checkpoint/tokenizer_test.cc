@@ -1,10 +1,12 @@
 #include "engine/checkpoint/tokenizer.h"
 
 #include <doctest/doctest.h>
+#include <sys/stat.h>
 
 #include <ctime>
 
 #include "engine/checkpoint/unicode.h"
+#include "tests/engine/checkpoint/temporary_directory.h"
 #include "tests/engine/checkpoint/tokenizer_data.h"
 
 using namespace cpuinfer;
@@ -172,18 +174,11 @@ TEST_CASE("open() says what it misses") {
   CHECK(missing.error().code == ErrorCode::kNotFound);
   CHECK(missing.error().message ==
         (tokenizer_data() / "none/tokenizer.json").string() +
-            ": cannot be read: No such file or directory; a Hugging Face model directory is expected here");
-
-  const auto folder = std::filesystem::temp_directory_path() / "cpuinfer_tokenizer_test";
-  std::filesystem::remove_all(folder);
-  std::filesystem::create_directories(folder / "tokenizer.json");
-  const auto directory = Tokenizer::open(folder);
-  REQUIRE_FALSE(directory);
-  CHECK(directory.error().message.find("cannot be read: Is a directory") != std::string::npos);
+            ": cannot be opened: No such file or directory; a Hugging Face model directory is expected here");
 
   // Without tokenizer_config.json; then with a template of its own file, which wins.
-  std::filesystem::remove_all(folder);
-  std::filesystem::create_directories(folder);
+  const TemporaryDirectory directory;
+  const auto& folder = directory.path();
   std::filesystem::copy_file(tokenizer_data() / "small/tokenizer.json", folder / "tokenizer.json");
   auto bare = Tokenizer::open(folder);
   REQUIRE(bare);
@@ -195,5 +190,32 @@ TEST_CASE("open() says what it misses") {
   REQUIRE(full);
   CHECK(full->eos_token() == "<|im_end|>");
   CHECK(full->chat_template() == "{{ 'from a file' }}");
-  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("open() reads regular files of a reasonable size only") {
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}) {
+    CAPTURE(name);
+    const TemporaryDirectory directory;
+    std::filesystem::copy_file(tokenizer_data() / "small/tokenizer.json", directory.path() / "tokenizer.json");
+    const auto file = directory.path() / name;
+    const auto refusal = [&] {
+      const auto tokenizer = Tokenizer::open(directory.path());
+      REQUIRE_FALSE(tokenizer);
+      CHECK(tokenizer.error().code == ErrorCode::kBadInput);
+      return tokenizer.error().message;
+    };
+    directory.write(name, "");
+    std::filesystem::resize_file(file, (64 << 20) + 1);  // sparse
+    CHECK(refusal() == file.string() + ": is 64.0 MiB long, expected at most 64.0 MiB");
+    std::filesystem::remove(file);
+    std::filesystem::create_directory(file);
+    CHECK(refusal() == file.string() + ": expected a regular file, found a directory");
+    std::filesystem::remove(file);
+    const std::string other = file.string() + ": expected a regular file, found a device, pipe or socket";
+    REQUIRE(::mkfifo(file.c_str(), 0600) == 0);  // nobody writes: a reader that waits would wait for ever
+    CHECK(refusal() == other);
+    std::filesystem::remove(file);
+    std::filesystem::create_symlink("/dev/zero", file);  // never ends
+    CHECK(refusal() == other);
+  }
 }
