@@ -13,7 +13,7 @@ using Library = nlohmann::ordered_json;
 // Builds Json from the library's events, so that depth is bounded while reading and doubled names are seen.
 class Builder : public nlohmann::json_sax<Library> {
  public:
-  Builder(std::string_view where, int max_depth) : where_(where), max_depth_(max_depth) {}
+  Builder(std::string_view where, JsonLimits limits) : where_(where), limits_(limits) {}
 
   bool null() override { return put(Json()); }
   bool boolean(bool value) override { return put(Json(value)); }
@@ -56,8 +56,8 @@ class Builder : public nlohmann::json_sax<Library> {
     return false;
   }
   bool open(Json container) {
-    if (static_cast<int>(stack_.size()) >= max_depth_)
-      return reject(format("nested deeper than {} levels", max_depth_));
+    if (static_cast<int>(stack_.size()) >= limits_.depth)
+      return reject(format("nested deeper than {} levels", limits_.depth));
     stack_.push_back(std::move(container));
     return true;
   }
@@ -67,6 +67,8 @@ class Builder : public nlohmann::json_sax<Library> {
     return put(std::move(done));
   }
   bool put(Json value) {
+    if (++values_ > limits_.values)
+      return reject(format("has more than {} values, the most that are read from one text", limits_.values));
     if (stack_.empty()) {
       root = std::move(value);
     } else if (stack_.back().is_array()) {
@@ -79,7 +81,8 @@ class Builder : public nlohmann::json_sax<Library> {
   }
 
   std::string_view where_;
-  int max_depth_;
+  JsonLimits limits_;
+  int64_t values_ = 0;
   std::vector<Json> stack_;
   std::vector<std::string> keys_;
 };
@@ -132,8 +135,8 @@ void Json::push_back(Json value) {
   as_array().push_back(std::move(value));
 }
 
-Result<Json> parse_json(std::string_view text, std::string_view where, int max_depth) {
-  Builder builder(where, max_depth);
+Result<Json> parse_json(std::string_view text, std::string_view where, JsonLimits limits) {
+  Builder builder(where, limits);
   if (!Library::sax_parse(text.begin(), text.end(), &builder)) {
     if (builder.message.empty()) builder.message = format("{}: not valid JSON", where);
     return fail(ErrorCode::kBadInput, std::move(builder.message));

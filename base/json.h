@@ -64,9 +64,17 @@ class Json {
   std::variant<std::nullptr_t, bool, int64_t, double, std::string, Array, Object> value_ = nullptr;
 };
 
-/// Parses hostile text: nesting deeper than `max_depth`, doubled member names, invalid UTF-8 and trailing
-/// bytes are errors (kBadInput) that say where. `where` names the source in messages.
-Result<Json> parse_json(std::string_view text, std::string_view where, int max_depth = 64);
+/// What parse_json() accepts. A value needs as little as two bytes of text ("0,") but up to 100 bytes of memory
+/// (2,000,000 members were measured to take 200 MB), so that a bound for the text's size alone is not enough. Qwen3's
+/// tokenizer.json has 606,054 values, the header of a safetensors file about 10 for each tensor.
+struct JsonLimits {
+  int depth = 64;              ///< of nested arrays and objects
+  int64_t values = 2'000'000;  ///< of any kind, arrays and objects included; member names do not count
+};
+
+/// Parses hostile text: what exceeds `limits`, doubled member names, invalid UTF-8 and trailing bytes are errors
+/// (kBadInput) that say where. `where` names the source in messages.
+Result<Json> parse_json(std::string_view text, std::string_view where, JsonLimits limits = {});
 
 /// indent < 0: one line. Invalid UTF-8 is replaced by U+FFFD. NaN and infinities become null.
 std::string to_json_text(const Json& value, int indent = -1);

@@ -17,7 +17,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kMaxConfigBytes = 16_MiB;
-constexpr int64_t kMaxIndexBytes = 256_MiB;  // published models stay below 10 MiB
+constexpr int64_t kMaxIndexBytes = 32_MiB;  // published models stay below 10 MiB
 constexpr const char* kConfigName = "config.json";
 constexpr const char* kGenerationConfigName = "generation_config.json";
 constexpr const char* kWeightsName = "model.safetensors";

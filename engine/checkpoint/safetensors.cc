@@ -67,6 +67,8 @@ Result<SafetensorsEntry> parse_entry(const std::string& name, const Json& value,
   SafetensorsEntry entry;
   entry.name = name;
   TRY_ASSIGN(entry.dtype, parse_dtype(value.find("dtype"), where));
+  if (const Json* shape = value.find("shape"); shape && shape->is_array() && shape->as_array().size() > kMaxRank)
+    return bad(format("{}: shape: has {} dimensions, expected at most {}", where, shape->as_array().size(), kMaxRank));
   TRY_ASSIGN(entry.shape, parse_sizes(value.find("shape"), where, "shape"));
   TRY_ASSIGN(const std::vector<int64_t> offsets, parse_sizes(value.find("data_offsets"), where, "data_offsets"));
   if (offsets.size() != 2)
@@ -142,8 +144,8 @@ Result<std::vector<SafetensorsEntry>> parse_safetensors_header(std::string_view 
   const int64_t data_start = kLengthBytes + static_cast<int64_t>(header.size());
   ENSURE(data_start <= file_bytes, "the header lies inside the file");
   if (header.empty() || header.front() != '{') return bad(format("{}: the header does not start with '{{'", where));
-  constexpr int kMaxDepth = 4;  // header, entry, shape
-  TRY_ASSIGN(const Json root, parse_json(header, format("{}: header", where), kMaxDepth));
+  constexpr int kDepth = 4;  // header, entry, shape
+  TRY_ASSIGN(const Json root, parse_json(header, format("{}: header", where), {.depth = kDepth}));
 
   std::vector<SafetensorsEntry> entries;
   entries.reserve(root.as_object().size());

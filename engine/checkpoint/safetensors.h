@@ -21,7 +21,7 @@ namespace cpuinfer::checkpoint {
 struct SafetensorsEntry {
   std::string name;  ///< valid UTF-8, not empty, no control characters
   DType dtype = DType::kBF16;
-  std::vector<int64_t> shape;  ///< row-major; every dimension >= 0; empty for a scalar
+  std::vector<int64_t> shape;  ///< row-major; at most 8 dimensions, each >= 0; empty for a scalar
   int64_t file_offset = 0;     ///< of the first byte, from the start of the file
   int64_t bytes = 0;           ///< == product(shape) * dtype_bytes(dtype)
 };
@@ -83,8 +83,8 @@ TensorSource tensor_from_bytes(std::string name, DType dtype, std::vector<int64_
 
 /// Writes the tensors in the given order with `__metadata__` {"format": "pt"} (Transformers refuses files without).
 /// The file appears under its name only when it is complete and on disk: temporary file, fsync, rename.
-/// Errors: kUsage (doubled or unusable name, negative dimension, size overflow), kPermission, kRuntime (disk full,
-/// I/O).
+/// Errors: kUsage (doubled or unusable name, negative or too many dimensions, size overflow), kPermission, kRuntime
+/// (disk full, I/O).
 Result<void> write_safetensors(const std::filesystem::path& path, std::span<const TensorSource> tensors);
 
 }  // namespace cpuinfer::checkpoint

@@ -16,6 +16,9 @@ namespace cpuinfer::checkpoint {
 /// The one member of the header that is no tensor.
 inline constexpr std::string_view kMetadataName = "__metadata__";
 
+/// The most dimensions of a tensor; Qwen3's have 2. The format sets no bound, and a hostile shape may have millions.
+inline constexpr size_t kMaxRank = 8;
+
 /// For messages: quoted, control characters escaped, long names cut. Accepts any bytes.
 inline std::string quoted_name(std::string_view name) {
   constexpr size_t kShown = 100;

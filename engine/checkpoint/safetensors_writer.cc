@@ -111,6 +111,8 @@ Result<Layout> lay_out(const std::filesystem::path& path, std::span<const Tensor
     if (const auto fault = tensor_name_fault(tensor.name); !fault.empty()) return unusable(tensor, fault);
     const std::string name = to_json_text(Json(tensor.name));  // replaces invalid UTF-8
     if (parse_json(name, "name").value().as_string() != tensor.name) return unusable(tensor, "the name is not UTF-8");
+    if (tensor.shape.size() > kMaxRank)
+      return unusable(tensor, format("has {} dimensions, expected at most {}", tensor.shape.size(), kMaxRank));
     for (const int64_t size : tensor.shape)
       if (size < 0) return unusable(tensor, format("shape [{}]: negative size", fmt::join(tensor.shape, ", ")));
     const std::optional<int64_t> bytes = tensor_bytes(tensor.dtype, tensor.shape);

@@ -29,6 +29,24 @@ TEST_CASE("hostile text is refused with a sentence") {
   CHECK(parse_json("{", "f").error().code == ErrorCode::kBadInput);
 }
 
+TEST_CASE("the number of values is bounded, whatever their kind") {
+  const std::string_view text = R"({"a":[1,2.5,"x",null,true],"b":{},"c":[]})";  // 9 with the three containers and b, c
+  CHECK(parse_json(text, "f", {.values = 9}));
+  const auto more = parse_json(text, "f", {.values = 8});
+  REQUIRE_FALSE(more);
+  CHECK(more.error().code == ErrorCode::kBadInput);
+  CHECK(more.error().message == "f: has more than 8 values, the most that are read from one text");
+  CHECK(parse_json("7", "f", {.values = 1}));
+  CHECK_FALSE(parse_json("7", "f", {.values = 0}));
+
+  // The default.
+  std::string zeros = "[";
+  for (int i = 0; i < 1'999'998; ++i) zeros += "0,";
+  CHECK(parse_json(zeros + "0]", "f")->as_array().size() == 1'999'999);
+  CHECK(parse_json(zeros + "0,0]", "f").error().message ==
+        "f: has more than 2000000 values, the most that are read from one text");
+}
+
 TEST_CASE("writing never throws") {
   Json json;
   json.set("bad", Json(std::string("a\xffz")));

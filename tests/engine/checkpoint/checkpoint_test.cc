@@ -154,6 +154,8 @@ TEST_CASE("index and shards must agree") {
   fs::resize_file(second, fs::file_size(second) - 1);
   CHECK(error_of(directory.path()).starts_with(second + ": tensor \"c\": data_offsets [6, 10]: the file has only 9"));
 
+  fs::resize_file(index, (32 << 20) + 1);  // sparse
+  CHECK(error_of(directory.path()) == index + ": is 32.0 MiB long, expected at most 32.0 MiB");
   directory.index("{}");
   CHECK(error_of(directory.path()) == index + ": weight_map: is empty, expected the tensors of the model");
   directory.index("[]");

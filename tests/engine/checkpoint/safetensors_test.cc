@@ -56,7 +56,7 @@ TEST_CASE("a file with tensors of every kind") {
       "w.safetensors",
       file_of(R"({"__metadata__":{"format":"pt"},"b":{"dtype":"F32","shape":[2],"data_offsets":[14,22]},)"
               R"("scalar":{"dtype":"F16","shape":[],"data_offsets":[12,14]},)"
-              R"("empty":{"dtype":"BF16","shape":[0,7],"data_offsets":[12,12]},)"
+              R"("empty":{"dtype":"BF16","shape":[0,7,1,1,1,1,1,1],"data_offsets":[12,12]},)"
               R"("a":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]}}   )",
               22));
   const auto file = SafetensorsFile::open(path);
@@ -109,6 +109,9 @@ TEST_CASE("the header is checked JSON") {
                      R"("a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}})",
                      4) == "header: member \"a\" appears twice in one object");
   CHECK(header_error("{\"a\":" + std::string(1'000'000, '['), 0) == "header: nested deeper than 4 levels");
+  std::string many = R"({"__metadata__":{},"a":{"shape":[0)";
+  for (int i = 0; i < 2'000'000; ++i) many += ",0";
+  CHECK(header_error(many + "]}}", 0) == "header: has more than 2000000 values, the most that are read from one text");
   CHECK(header_error("{\"\xff\xfe\":1}", 0).starts_with("header: byte "));  // invalid UTF-8
   CHECK(header_error(R"({"a\u0000b":1})", 0) == R"(tensor "a\u0000b": the name holds a control character)");
   CHECK(header_error(R"({"":1})", 0) == R"(tensor "": the name is empty)");
@@ -136,6 +139,12 @@ TEST_CASE("entries") {
         "shape: expected an array of integers, found nothing");
   CHECK(entry_error(R"("dtype":"F32","shape":3,"data_offsets":[0,4])", 4) ==
         "shape: expected an array of integers, found integer");
+  CHECK(entry_error(R"("dtype":"F32","shape":[0,1,1,1,1,1,1,1,1],"data_offsets":[0,0])", 0) ==
+        "shape: has 9 dimensions, expected at most 8");
+  std::string long_shape = "1";
+  for (int i = 1; i < 1'000'000; ++i) long_shape += ",1";
+  CHECK(entry_error(R"("dtype":"F32","data_offsets":[0,4],"shape":[)" + long_shape + "]", 4) ==
+        "shape: has 1000000 dimensions, expected at most 8");
   CHECK(entry_error(R"("dtype":"F32","shape":[1,-1],"data_offsets":[0,4])", 4) ==
         "shape[1]: expected an integer from 0 to 2^63 - 1, found -1");
   CHECK(entry_error(R"("dtype":"F32","shape":[1.0],"data_offsets":[0,4])", 4) ==
@@ -291,6 +300,8 @@ TEST_CASE("what cannot be written") {
   CHECK(error({named("")}, usage, path) == "tensor \"\": the name is empty");
   CHECK(error({named("a\n")}, usage, path) == "tensor \"a\\n\": the name holds a control character");
   CHECK(error({named("a\xff")}, usage, path) == "tensor \"a\uFFFD\": the name is not UTF-8");
+  CHECK(error({named("a", std::vector<int64_t>(9, 1))}, usage, path) ==
+        "tensor \"a\": has 9 dimensions, expected at most 8");
   CHECK(error({named("a", {2, -1})}, usage, path) == "tensor \"a\": shape [2, -1]: negative size");
   CHECK(error({named("a", {int64_t{1} << 62})}, usage, path) ==
         "tensor \"a\": shape [4611686018427387904]: the size does not fit 63 bits");
