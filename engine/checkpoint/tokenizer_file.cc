@@ -282,6 +282,9 @@ class Reader {
     const Json* id_value = entry.find("id");
     if (content == nullptr || !content->is_string() || id_value == nullptr)
       return bad(format("{}: expected an object with \"content\" (a string) and \"id\"", what));
+    if (content->as_string().size() > kMaxAddedTokenBytes)
+      return bad(format("{}: {} has {} bytes, expected at most {}", what, quoted(content->as_string()),
+                        content->as_string().size(), kMaxAddedTokenBytes));
     for (const char* flag : {"special", "single_word", "lstrip", "rstrip", "normalized"}) {
       const Json* value = entry.find(flag);
       if (value == nullptr || !value->is_bool())

@@ -15,6 +15,10 @@ namespace cpuinfer::checkpoint {
 /// Ids are below this, so that a hostile file cannot make tables of gigabytes. Qwen3 ends at 151,668.
 inline constexpr TokenId kTokenIdLimit = 1 << 21;
 
+/// The longest text of an added token in bytes. Finding added tokens looks this far ahead from every byte of a text, so
+/// that longer ones would make encoding quadratic.
+inline constexpr size_t kMaxAddedTokenBytes = 1024;
+
 /// What a checked tokenizer.json says. Invariants: spellings are unique and not empty; ids are unique, in
 /// [0, kTokenIdLimit); both sides of each merge and its result are in the vocabulary; no merge comes twice.
 struct TokenizerFile {
