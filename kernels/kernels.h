@@ -143,7 +143,7 @@ constexpr float kExp2Coefficients[7] = {
     0x1.000000p+0f, 0x1.62e430p-1f, 0x1.ebfbdap-3f, 0x1.c6aed4p-5f, 0x1.3b2dbcp-7f, 0x1.5f456ap-10f, 0x1.41d334p-13f,
 };
 constexpr float kLog2e = 0x1.715476p+0f;
-/// The scalar form, for code outside kernels (sampler).
+/// The scalar form: what all others must equal.
 float exp2_scalar(float x) noexcept;
 
 /// Softmax over all experts of one token, then its K most probable ones (ties: the lower index first).

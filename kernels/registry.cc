@@ -20,10 +20,11 @@ constexpr Profile kAmx = Profile::kAmx;
 
 // name, needs, profile, m_min, automatic, run
 constexpr GemmKernel kGemmKernels[] = {
-    {"amx-tile", Isa::kAmxBf16, kAmx, 1, true, gemm_amx_tiles},
+    // Tiles lose below five rows, where their setup costs more than the products (docs/performance.md).
+    {"amx-tile", Isa::kAvx512 | Isa::kAmxBf16, kAmx, kSmallM, true, gemm_amx_tiles},
     {"avx512-fma", Isa::kAvx512, kAmx, 1, true, gemm_avx512_fma_amx},
     {"avx512-fma", Isa::kAvx512, kDp, 1, true, gemm_avx512_fma_dp},
-    {"avx512-dp", Isa::kAvx512Bf16, kDp, 1, true, gemm_avx512_dp},
+    {"avx512-dp", Isa::kAvx512 | Isa::kAvx512Bf16, kDp, 1, true, gemm_avx512_dp},
     {"portable", Isa::kAvx2, kAmx, 1, true, gemm_portable_amx},
     {"portable", Isa::kAvx2, kDp, 1, true, gemm_portable_dp},
     {"reference", Isa::kNone, kAmx, 1, true, gemm_reference_amx},

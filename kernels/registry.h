@@ -18,6 +18,9 @@ struct KernelRequest {
   std::string_view gemm = "auto";      ///< auto, or the name of a GemmKernel: it and its profile are used for every m
 };
 
+/// Where the choice may change: fewer rows of activations than this are bound by the weights' stream.
+inline constexpr int kSmallM = 5;
+
 /// The kernels of one engine: chosen once, then called through plain pointers.
 struct Kernels {
   Profile profile;
@@ -27,7 +30,6 @@ struct Kernels {
 
   const GemmKernel& gemm(int m) const;
 };
-inline constexpr int kSmallM = 16;
 
 /// Pure. The first row of each list that `have` covers and that fits the profile and m. kUsage for unknown names (with
 /// the list of known ones) and for a gemm whose profile contradicts `numerics`; kUnsupported for a row that needs more
