@@ -12,11 +12,3 @@ namespace cpuinfer {
     if (!(condition)) [[unlikely]]                                       \
       ::cpuinfer::check_failed(__FILE__, __LINE__, #condition, promise); \
   } while (false)
-
-#ifdef NDEBUG
-#define DEBUG_ENSURE(condition, promise) \
-  do {                                   \
-  } while (false)
-#else
-#define DEBUG_ENSURE(condition, promise) ENSURE(condition, promise)
-#endif

@@ -7,7 +7,7 @@
 
 namespace cpuinfer {
 
-/// What kind of failure it is. tools/ maps each kind to a process exit code (docs/errors.md).
+/// What kind of failure it is. tools/ maps each kind to a process exit code (docs/cli.md).
 enum class ErrorCode {
   kUsage,        ///< the caller asked for something that makes no sense: flags, ranges      (exit 2)
   kNotFound,     ///< a file or model that is not there or cannot be read                    (exit 66)

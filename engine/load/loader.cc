@@ -49,7 +49,12 @@ class Loading {
  public:
   Loading(const Checkpoint& checkpoint, const LoadOptions& options) : checkpoint_(checkpoint), options_(options) {}
 
-  bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
+  // Any worker, between units. True: give up.
+  bool stopped() {
+    if (options_.cancel != nullptr && options_.cancel->load(std::memory_order_relaxed))
+      stop({ErrorCode::kInterrupted, "loading was interrupted"});
+    return stopped_.load(std::memory_order_relaxed);
+  }
   void stop(Error error) {
     const std::scoped_lock lock(mutex_);
     if (!error_) error_ = std::move(error);
@@ -58,10 +63,8 @@ class Loading {
   const std::optional<Error>& error() const { return error_; }
 
   void add_done(int64_t bytes) { done_bytes_.fetch_add(bytes, std::memory_order_relaxed); }
-  // Called by worker 0 between units.
-  void report() {
-    if (options_.cancel != nullptr && options_.cancel->load(std::memory_order_relaxed))
-      stop({ErrorCode::kInterrupted, "loading was interrupted"});
+  // One worker, between units.
+  void report() const {
     if (options_.progress) options_.progress(done_bytes_.load(std::memory_order_relaxed), checkpoint_.total_bytes());
   }
 
@@ -76,84 +79,79 @@ class Loading {
   std::optional<Error> error_;
 };
 
-// Packs units of one matrix. Belongs to one worker.
-class UnitPacker {
- public:
-  UnitPacker(Loading& loading, const WeightSpec& spec, std::vector<std::byte>& buffer)
-      : loading_(loading), spec_(spec), buffer_(buffer) {
-    for (const model::TensorSpec& tensor : spec.tensors) tensors_.push_back(loading.checkpoint().find(tensor.name));
-    int64_t output = 0;
-    for (const RowRun& run : spec.outputs) {
-      run_begin_.push_back(output);
-      output += run.count;
-    }
-    output_count_ = output;
-  }
+// Where the outputs of a matrix come from. Made before the workers start, read by all of them.
+struct MatrixSource {
+  PackedMatrix* matrix;
+  std::vector<const TensorRef*> tensors;
+  std::span<const RowRun> runs;  // empty: the only tensor as it is
 
-  Result<void> pack(int node, int64_t unit) {
-    const PackedMatrix& matrix = *spec_.matrix;
-    // All tensors of a matrix have rows of the same length, but perhaps different types.
-    const int64_t terms = matrix.terms();
-    buffer_.resize(static_cast<size_t>(kernels::kUnitOutputs * terms * 4));
-    const std::byte* rows[kernels::kUnitOutputs] = {};
-    DType dtype = DType::kBF16;
-    int64_t output = unit * kernels::kUnitOutputs;
-    const int64_t end = std::min(output + kernels::kUnitOutputs, output_count_);
-    size_t run = std::upper_bound(run_begin_.begin(), run_begin_.end(), output) - run_begin_.begin() - 1;
-    while (output < end) {
-      const RowRun& source = spec_.outputs[run];
-      const int64_t skip = output - run_begin_[run];
-      const int64_t count = std::min<int64_t>(source.count - skip, end - output);
-      if (source.tensor >= 0) {
-        const TensorRef& tensor = *tensors_[source.tensor];
-        dtype = tensor.dtype;
-        const int64_t row_bytes = terms * dtype_bytes(dtype);
-        const int64_t slot = output - unit * kernels::kUnitOutputs;
-        std::byte* const target = buffer_.data() + slot * terms * 4;
-        TRY(read_bytes(loading_.checkpoint(), tensor, (source.first + skip) * row_bytes, count * row_bytes, target));
-        for (int64_t i = 0; i < count; ++i) rows[slot + i] = target + i * row_bytes;
-        loading_.add_done(count * row_bytes);
-      }
-      output += count;
-      ++run;
-    }
-    for (int segment = 0; segment < matrix.segments(); ++segment) {
-      const std::byte* segment_rows[kernels::kUnitOutputs];
-      const int64_t first_term = int64_t{segment} * matrix.segment_terms(0);
-      for (int i = 0; i < kernels::kUnitOutputs; ++i)
-        segment_rows[i] = rows[i] == nullptr ? nullptr : rows[i] + first_term * dtype_bytes(dtype);
-      kernels::pack_unit(segment_rows, dtype, matrix.segment_terms(segment), matrix.segment_stride(),
-                         matrix.unit(node, segment, unit));
-    }
-    return {};
+  // What output `output` is part of: the rest of a run from there on.
+  RowRun rest_of_run(int64_t output) const {
+    const int row = static_cast<int>(output);
+    if (runs.empty()) return {0, row, matrix->outputs() - row, row};
+    const auto after = [](int wanted, const RowRun& run) { return wanted < run.output; };
+    const RowRun& run = *(std::upper_bound(runs.begin(), runs.end(), row, after) - 1);
+    const int skip = row - run.output;
+    return {run.tensor, run.first + skip, run.count - skip, row};
   }
-
- private:
-  Loading& loading_;
-  const WeightSpec& spec_;
-  std::vector<std::byte>& buffer_;  // [16 rows][terms * 4 bytes]
-  std::vector<const TensorRef*> tensors_;
-  std::vector<int64_t> run_begin_;
-  int64_t output_count_ = 0;
 };
+
+// Reads the 16 rows of a unit into `buffer` [16 rows][terms * 4 bytes] and packs them to their place.
+Result<void> pack_unit(Loading& loading, const MatrixSource& source, int node, int64_t unit, std::byte* buffer) {
+  const PackedMatrix& matrix = *source.matrix;
+  const int64_t terms = matrix.terms();
+  const DType dtype = source.tensors.front()->dtype;  // check_tensors: all have one
+  const int64_t row_bytes = terms * dtype_bytes(dtype);
+  const std::byte* rows[kernels::kUnitOutputs] = {};
+  const int64_t first = unit * kernels::kUnitOutputs;
+  const int64_t end = std::min<int64_t>(first + kernels::kUnitOutputs, matrix.outputs());
+  for (int64_t output = first; output < end;) {
+    const RowRun run = source.rest_of_run(output);
+    const int64_t count = std::min<int64_t>(run.count, end - output);
+    if (run.tensor >= 0) {
+      std::byte* const target = buffer + (output - first) * row_bytes;
+      TRY(read_bytes(loading.checkpoint(), *source.tensors[run.tensor], run.first * row_bytes, count * row_bytes,
+                     target));
+      for (int64_t i = 0; i < count; ++i) rows[output - first + i] = target + i * row_bytes;
+      loading.add_done(count * row_bytes);
+    }
+    output += count;
+  }
+  for (int segment = 0; segment < matrix.segments(); ++segment) {
+    const std::byte* segment_rows[kernels::kUnitOutputs];
+    const int64_t offset = int64_t{segment} * matrix.segment_terms(0) * dtype_bytes(dtype);
+    for (int i = 0; i < kernels::kUnitOutputs; ++i) segment_rows[i] = rows[i] == nullptr ? nullptr : rows[i] + offset;
+    kernels::pack_unit(segment_rows, dtype, matrix.segment_terms(segment), matrix.segment_stride(),
+                       matrix.unit(node, segment, unit));
+  }
+  return {};
+}
+
+// Converts a row of a tensor to float32 by way of bf16: the same rounding as for all weights.
+Result<void> append_row(Loading& loading, const TensorRef& tensor, int64_t first, int count,
+                        std::vector<float>& values) {
+  const int width = dtype_bytes(tensor.dtype);
+  std::vector<std::byte> bytes(static_cast<size_t>(count) * width);
+  TRY(read_bytes(loading.checkpoint(), tensor, first * width, static_cast<int64_t>(bytes.size()), bytes.data()));
+  loading.add_done(static_cast<int64_t>(bytes.size()));
+  const int padded = round_up(count, kernels::kTileTerms);
+  std::vector<bf16> unit(kernels::unit_elements(padded)), row(count);
+  const std::byte* rows[kernels::kUnitOutputs] = {bytes.data()};
+  kernels::pack_unit(rows, tensor.dtype, count, padded, unit.data());
+  kernels::unpack_output(unit.data(), 0, count, row.data());
+  for (const bf16 value : row) values.push_back(to_float(value));
+  return {};
+}
 
 Result<void> load_vector(Loading& loading, const WeightSpec& spec) {
   spec.vector->clear();
-  std::vector<std::byte> bytes;
-  for (const RowRun& run : spec.outputs) {
-    const TensorRef& tensor = *loading.checkpoint().find(spec.tensors[run.tensor].name);
-    const int width = dtype_bytes(tensor.dtype);
-    bytes.resize(static_cast<size_t>(run.count) * width);
-    TRY(read_bytes(loading.checkpoint(), tensor, int64_t{run.first} * width, int64_t{run.count} * width, bytes.data()));
-    loading.add_done(static_cast<int64_t>(bytes.size()));
-    // A vector is a matrix of one output: the same rounding to bf16 as for all weights.
-    std::vector<bf16> unit(kernels::unit_elements(round_up(run.count, kernels::kTileTerms)));
-    const std::byte* rows[kernels::kUnitOutputs] = {bytes.data()};
-    kernels::pack_unit(rows, tensor.dtype, run.count, round_up(run.count, kernels::kTileTerms), unit.data());
-    std::vector<bf16> values(run.count);
-    kernels::unpack_output(unit.data(), 0, run.count, values.data());
-    for (const bf16 value : values) spec.vector->push_back(to_float(value));
-  }
+  const auto tensor = [&](int index) -> const TensorRef& {
+    return *loading.checkpoint().find(spec.tensors[index].name);
+  };
+  if (spec.outputs.empty())
+    return append_row(loading, tensor(0), 0, static_cast<int>(spec.tensors[0].shape[0]), *spec.vector);
+  for (const RowRun& run : spec.outputs)
+    TRY(append_row(loading, tensor(run.tensor), run.first, run.count, *spec.vector));
   return {};
 }
 
@@ -220,12 +218,15 @@ Result<WeightMemory> load_weights(model::Model& model, const Checkpoint& checkpo
   warn_of_conversion(model, checkpoint);
 
   WeightMemory memory;
-  std::vector<WeightSpec> matrices;
+  std::vector<MatrixSource> matrices;
+  int64_t longest_row = 0;
   Loading loading(checkpoint, options);
   std::optional<Error> vector_error;
   model.visit_weights([&](const WeightSpec& spec) {
     if (spec.matrix != nullptr) {
-      matrices.push_back(spec);
+      MatrixSource& source = matrices.emplace_back(MatrixSource{spec.matrix, {}, spec.outputs});
+      for (const model::TensorSpec& tensor : spec.tensors) source.tensors.push_back(checkpoint.find(tensor.name));
+      longest_row = std::max<int64_t>(longest_row, spec.matrix->terms());
     } else if (!vector_error) {
       if (auto loaded = load_vector(loading, spec); !loaded) vector_error = loaded.error();
     }
@@ -236,30 +237,32 @@ Result<WeightMemory> load_weights(model::Model& model, const Checkpoint& checkpo
   constexpr int64_t kAlignment = 64;
   for (int node = 0; node < team.nodes(); ++node) {
     int64_t bytes = 0;
-    for (const WeightSpec& spec : matrices) bytes += round_up(spec.matrix->shard_bytes(node), kAlignment);
+    for (const MatrixSource& source : matrices) bytes += round_up(source.matrix->shard_bytes(node), kAlignment);
     TRY_ASSIGN(numa::NodeBuffer buffer, numa::NodeBuffer::allocate(bytes, node, topology));
     std::byte* next = buffer.data();
-    for (const WeightSpec& spec : matrices) {
-      spec.matrix->place(node, reinterpret_cast<bf16*>(next));
-      next += round_up(spec.matrix->shard_bytes(node), kAlignment);
+    for (const MatrixSource& source : matrices) {
+      source.matrix->place(node, reinterpret_cast<bf16*>(next));
+      next += round_up(source.matrix->shard_bytes(node), kAlignment);
     }
     memory.push_back(std::move(buffer));
   }
 
+  std::vector<std::vector<std::byte>> buffers(team.workers());
+  for (auto& buffer : buffers) buffer.resize(static_cast<size_t>(kernels::kUnitOutputs * longest_row * 4));
   team.run([&](numa::Worker& worker) {
-    std::vector<std::byte> buffer;
-    for (const WeightSpec& spec : matrices) {
-      UnitPacker packer(loading, spec, buffer);
-      const numa::Range shard = spec.matrix->shard(worker.node).units;
+    for (const MatrixSource& source : matrices) {
+      const numa::Range shard = source.matrix->shard(worker.node).units;
       const numa::Range share = numa::split(shard.count(), worker.count_in_node, worker.rank_in_node);
       for (int64_t unit = shard.begin + share.begin; unit < shard.begin + share.end; ++unit) {
         if (loading.stopped()) return;
-        if (auto packed = packer.pack(worker.node, unit); !packed) loading.stop(packed.error());
+        auto packed = pack_unit(loading, source, worker.node, unit, buffers[worker.rank].data());
+        if (!packed) loading.stop(std::move(packed).error());
         if (worker.rank == 0) loading.report();
       }
     }
   });
   if (loading.error()) return std::unexpected(*loading.error());
+  loading.report();
   return memory;
 }
 

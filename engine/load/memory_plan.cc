@@ -1,7 +1,6 @@
 #include "engine/load/memory_plan.h"
 
 #include <algorithm>
-#include <map>
 #include <numeric>
 
 #include "base/format.h"
@@ -22,8 +21,8 @@ std::vector<PlanLine> weight_lines(model::Model& model, int nodes) {
     if (spec.matrix != nullptr) {
       for (int node = 0; node < nodes; ++node) target.node_bytes[node] += spec.matrix->shard_bytes(node);
     } else {
-      for (const model::RowRun& run : spec.outputs)
-        target.node_bytes[0] += run.count * static_cast<int64_t>(sizeof(float));
+      for (const model::TensorSpec& tensor : spec.tensors)
+        target.node_bytes[0] += tensor.shape[0] * static_cast<int64_t>(sizeof(float));
     }
   });
   return lines;
@@ -43,14 +42,6 @@ int64_t MemoryPlan::node_total(int node) const {
   int64_t bytes = 0;
   for (const PlanLine& line : lines) bytes += line.node_bytes[node];
   return bytes;
-}
-
-int64_t MemoryPlan::largest_context() const {
-  int64_t node_room = available.bytes - total();
-  node_room = std::min(node_room, node_capacity[0] - node_total(0));  // the KV cache is on node 0
-  const int64_t pages = context_tokens / kernels::kLeafTokens + (node_room < 0 ? -1 : 0) +
-                        node_room / (kv_bytes_per_token * kernels::kLeafTokens);
-  return std::max<int64_t>(0, pages * kernels::kLeafTokens);
 }
 
 MemoryPlan plan_memory(model::Model& model, const PlanRequest& request, const numa::Topology& topology,
@@ -73,14 +64,23 @@ MemoryPlan plan_memory(model::Model& model, const PlanRequest& request, const nu
   // A simulated node shares the memory of the real one it stands on.
   const int real_nodes = static_cast<int>(topology.nodes().size());
   for (int node = 0; node < request.nodes; ++node) plan.node_capacity.push_back(topology.home(node).free_bytes);
+  int64_t room = available.bytes - plan.total();  // for more KV pages; negative: what must go
+  bool other_nodes_fit = true;
   for (int real = 0; real < std::min(real_nodes, request.nodes); ++real) {
     int64_t needed = 0;
     for (int node = real; node < request.nodes; node += real_nodes) needed += plan.node_total(node);
     const int64_t capacity = plan.node_capacity[real];
-    if (needed > capacity) {
-      plan.shortages.push_back(format("node {} needs {} and has {} free: {} short", topology.home(real).id,
-                                      format_bytes(needed), format_bytes(capacity), format_bytes(needed - capacity)));
-    }
+    if (real == 0) room = std::min(room, capacity - needed);
+    if (needed <= capacity) continue;
+    if (real != 0) other_nodes_fit = false;
+    plan.shortages.push_back(format("node {} needs {} and has {} free: {} short", topology.home(real).id,
+                                    format_bytes(needed), format_bytes(capacity), format_bytes(needed - capacity)));
+  }
+  const int64_t page_bytes = model::KvCache::page_bytes(config);
+  const int64_t more_pages = room >= 0 ? room / page_bytes : -ceil_div(-room, page_bytes);
+  if (other_nodes_fit) {
+    plan.largest_context = std::clamp<int64_t>((request.kv_pages + more_pages) * kernels::kLeafTokens, 0,
+                                               std::max<int64_t>(request.context_limit, 0));
   }
   if (plan.total() > available.bytes) {
     plan.shortages.push_back(format("the plan needs {} and this process may take {}: {} short ({})",
@@ -142,7 +142,7 @@ Json MemoryPlan::json() const {
 
 Result<void> MemoryPlan::check() const {
   if (fits()) return {};
-  const int64_t context = largest_context();
+  const int64_t context = largest_context;
   const std::string advice = context > 0
                                  ? format("--ctx {} would fit", context)
                                  : std::string("no context fits: free memory, or use a machine with more of it");

@@ -17,6 +17,7 @@ namespace cpuinfer::load {
 struct PlanRequest {
   model::StepLimits limits;
   int kv_pages = 0;
+  int64_t context_limit = 0;  ///< the most tokens that advice may name
   int workers = 1;
   int nodes = 1;
 };
@@ -35,13 +36,12 @@ struct MemoryPlan {
   numa::MemoryLimit available;         ///< for the process as a whole
   int64_t kv_bytes_per_token = 0;
   int64_t context_tokens = 0;
+  int64_t largest_context = 0;         ///< the longest context that would fit, at most the request's limit; 0: none
   std::vector<std::string> shortages;  ///< one sentence for each limit that is exceeded; empty: it fits
 
   bool fits() const { return shortages.empty(); }
   int64_t total() const;
   int64_t node_total(int node) const;
-  /// Context that would fit in what is left after everything else; 0 if not even that fits.
-  int64_t largest_context() const;
   /// The table for people, and its sentences. No trailing newline.
   std::string table() const;
   Json json() const;

@@ -25,14 +25,4 @@ Result<std::unique_ptr<Model>> create_model(const ModelConfig& config, int nodes
               format("architecture '{}' is not supported; cpuinfer runs {}", config.architecture, known));
 }
 
-int64_t weight_bytes(Model& model, int node) {
-  int64_t bytes = 0;
-  model.visit_weights([&](const WeightSpec& spec) {
-    if (spec.matrix != nullptr) bytes += spec.matrix->shard_bytes(node);
-    if (spec.vector != nullptr && node == 0)
-      for (const RowRun& run : spec.outputs) bytes += run.count * static_cast<int64_t>(sizeof(float));
-  });
-  return bytes;
-}
-
 }  // namespace cpuinfer::model

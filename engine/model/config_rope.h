@@ -14,7 +14,4 @@ namespace cpuinfer::model {
 /// For yarn the result always has original_max_positions.
 Result<RopeConfig> parse_rope_config(const ConfigReader& config, int head_dim, int64_t max_positions);
 
-/// The longest context a config may ask for; keeps products of sizes far from overflow.
-inline constexpr int64_t kMaxPositions = int64_t{1} << 28;
-
 }  // namespace cpuinfer::model

@@ -46,6 +46,14 @@ Result<int> KvCache::allocate() {
   return page;
 }
 
+void KvCache::clear_values_from(int page, int slot) {
+  const std::vector<bf16> zeros(head_dim_padded_);
+  for (int layer = 0; layer < layers_; ++layer)
+    for (int head = 0; head < kv_heads_; ++head)
+      for (int s = slot; s < kernels::kLeafTokens; ++s)
+        kernels::store_value(values(layer, head, page), s, zeros.data(), head_dim_padded_);
+}
+
 void KvCache::release(int page) {
   ENSURE(page >= 0 && page < pages_, "only pages from allocate() are released");
   free_.push_back(page);

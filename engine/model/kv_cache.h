@@ -35,6 +35,8 @@ class KvCache {
   /// A page, or kDoesNotFit if none is free.
   Result<int> allocate();
   void release(int page);
+  /// Sets the values of a page from token `slot` on to zero, as in a fresh page. For sequences that are cut there.
+  void clear_values_from(int page, int slot);
 
   /// [kLeafTokens, head_dim_padded] packed keys.
   bf16* keys(int layer, int kv_head, int page) const {

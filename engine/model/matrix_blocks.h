@@ -15,7 +15,7 @@ struct MatrixBlock {
 };
 
 /// Units per block: few enough that the packed weights stay in the second-level cache while row blocks go by, and that
-/// a block of outputs fits WorkerScratch::block. One row reads every weight once, so its blocks only need the latter.
+/// a block of outputs fits WorkerScratch::block.
 inline int64_t units_per_block(const PackedMatrix& matrix) {
   constexpr int64_t kWeightBytes = 512 * 1024;
   const int64_t unit_bytes = matrix.unit_elements() * static_cast<int64_t>(sizeof(bf16));

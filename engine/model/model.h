@@ -54,7 +54,4 @@ std::span<const Architecture> architectures();
 /// The model of config.architecture. kUnsupported with the list of names if there is none.
 Result<std::unique_ptr<Model>> create_model(const ModelConfig& config, int nodes);
 
-/// Bytes of packed weights on one node, and of float32 vectors (counted once, on node 0).
-int64_t weight_bytes(Model& model, int node);
-
 }  // namespace cpuinfer::model

@@ -1,7 +1,7 @@
 // Attention over the paged cache. The unit of arithmetic is a leaf: the 256 tokens of a page at absolute positions
 // [256 j, 256 j + 256). Its scores, maximum, sum and output depend on the query and those tokens alone, not on what
 // came before. Leaves are merged left to right inside superblocks of 1,024 tokens, superblocks left to right: a fixed
-// tree, so any cut of the work over workers, chunks and steps gives the same bits (kernels.md 3.3; the blockwise
+// tree, so any cut of the work over workers, chunks and steps gives the same bits (docs/numerics.md; the blockwise
 // softmax is that of Milakov & Gimelshein 2018 and FlashAttention, Dao et al. 2022).
 #include <algorithm>
 #include <cmath>

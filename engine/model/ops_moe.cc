@@ -1,5 +1,6 @@
-// Mixture of experts: every expert's outputs are spread over all nodes and workers, so that a token reads 1/workers of
-// each of its experts from each worker's own memory (kernels.md 5.2 gives the arithmetic).
+// Mixture of experts: every expert's outputs are spread over all nodes and workers, so that all of them read at once,
+// each from its own memory. With whole experts on nodes, a token would wait for the node that holds most of its
+// experts: of 8 experts on 2 nodes that is 5.06 on average, so that 79 % of the bandwidth is used.
 #include <algorithm>
 
 #include "engine/model/matrix_blocks.h"

@@ -23,6 +23,37 @@ struct Layer {
   Expert mlp;
 };
 
+// Appends a run after the last one.
+void add_run(std::vector<RowRun>& runs, int tensor, int first, int count) {
+  const int output = runs.empty() ? 0 : runs.back().output + runs.back().count;
+  runs.push_back({tensor, first, count, output});
+}
+
+// q, k and v in the order [kv_heads][group q heads | k | v], so that all that belongs to a kv head is contiguous.
+std::vector<RowRun> qkv_rows(const ModelConfig& config) {
+  const int group = config.heads / config.kv_heads;
+  std::vector<RowRun> runs;
+  for (int h = 0; h < config.kv_heads; ++h) {
+    add_run(runs, 0, h * group * config.head_dim, group * config.head_dim);
+    add_run(runs, 1, h * config.head_dim, config.head_dim);
+    add_run(runs, 2, h * config.head_dim, config.head_dim);
+  }
+  return runs;
+}
+
+// Gate and up in turns of 8 rows, so that a unit of 16 outputs holds both halves of 8 values of silu(gate) * up.
+std::vector<RowRun> gate_up_rows(int intermediate) {
+  std::vector<RowRun> runs;
+  for (int first = 0; first < intermediate; first += 8) {
+    const int count = std::min(8, intermediate - first);
+    for (const int tensor : {0, 1}) {
+      add_run(runs, tensor, first, count);
+      if (count < 8) add_run(runs, -1, 0, 8 - count);
+    }
+  }
+  return runs;
+}
+
 class Qwen3 final : public Model {
  public:
   Qwen3(const ModelConfig& config, int nodes) : config_(config), layers_(config.layers) {
@@ -31,6 +62,9 @@ class Qwen3 final : public Model {
       return Expert{PackedMatrix(2 * round_up(intermediate, 8), config.hidden, 0, nodes),
                     PackedMatrix(config.hidden, intermediate, 0, nodes)};
     };
+    qkv_rows_ = qkv_rows(config);
+    if (config.experts > 0) expert_rows_ = gate_up_rows(config.moe_intermediate);
+    mlp_rows_ = gate_up_rows(config.intermediate);
     embedding_ = PackedMatrix(config.vocab, config.hidden, 0, nodes);
     if (!config.tied_embeddings) lm_head_ = embedding_;
     for (int l = 0; l < config.layers; ++l) {
@@ -58,7 +92,9 @@ class Qwen3 final : public Model {
   std::vector<Layer> layers_;
   std::vector<float> final_norm_;  // [hidden]
   PackedMatrix lm_head_;           // [vocab, hidden], empty if tied
-  AttentionPlan attention_plan_;   // of the step that runs
+  // Orders of outputs, shared by all layers.
+  std::vector<RowRun> qkv_rows_, expert_rows_, mlp_rows_;
+  AttentionPlan attention_plan_;  // of the step that runs
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -111,44 +147,18 @@ void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Wo
 // The weights.
 
 WeightSpec whole_vector(const char* purpose, std::string name, int count, std::vector<float>* vector) {
-  return {purpose, {{std::move(name), {count}}}, {{0, 0, count}}, nullptr, vector};
+  return {purpose, {{std::move(name), {count}}}, {}, nullptr, vector};
 }
 
 WeightSpec whole_matrix(const char* purpose, std::string name, PackedMatrix* matrix) {
-  const int outputs = matrix->outputs();
-  return {purpose, {{std::move(name), {outputs, matrix->terms()}}}, {{0, 0, outputs}}, matrix, nullptr};
-}
-
-// q, k and v in the order [kv_heads][group q heads | k | v], so that all that belongs to a kv head is contiguous.
-std::vector<RowRun> qkv_runs(const ModelConfig& config) {
-  const int group = config.heads / config.kv_heads;
-  std::vector<RowRun> runs;
-  for (int h = 0; h < config.kv_heads; ++h) {
-    runs.push_back({0, h * group * config.head_dim, group * config.head_dim});
-    runs.push_back({1, h * config.head_dim, config.head_dim});
-    runs.push_back({2, h * config.head_dim, config.head_dim});
-  }
-  return runs;
-}
-
-// Gate and up in turns of 8 rows, so that a unit of 16 outputs holds both halves of 8 values of silu(gate) * up.
-std::vector<RowRun> gate_up_runs(int intermediate) {
-  std::vector<RowRun> runs;
-  for (int first = 0; first < intermediate; first += 8) {
-    const int count = std::min(8, intermediate - first);
-    for (const int tensor : {0, 1}) {
-      runs.push_back({tensor, first, count});
-      if (count < 8) runs.push_back({-1, 0, 8 - count});
-    }
-  }
-  return runs;
+  return {purpose, {{std::move(name), {matrix->outputs(), matrix->terms()}}}, {}, matrix, nullptr};
 }
 
 void visit_mlp(const WeightVisitor& visitor, const char* purpose, const std::string& prefix, int intermediate,
-               int hidden, Expert& expert) {
+               int hidden, std::span<const RowRun> gate_up_order, Expert& expert) {
   visitor({purpose,
            {{prefix + "gate_proj.weight", {intermediate, hidden}}, {prefix + "up_proj.weight", {intermediate, hidden}}},
-           gate_up_runs(intermediate),
+           gate_up_order,
            &expert.gate_up,
            nullptr});
   visitor(whole_matrix(purpose, prefix + "down_proj.weight", &expert.down));
@@ -173,9 +183,9 @@ void Qwen3::visit_weights(const WeightVisitor& visitor) {
       }
       return tensors;
     };
-    visitor({"attention", qkv_tensors("weight", true), qkv_runs(c), &layer.qkv, nullptr});
+    visitor({"attention", qkv_tensors("weight", true), qkv_rows_, &layer.qkv, nullptr});
     if (c.attention_bias)
-      visitor({"norms and biases", qkv_tensors("bias", false), qkv_runs(c), nullptr, &layer.qkv_bias});
+      visitor({"norms and biases", qkv_tensors("bias", false), qkv_rows_, nullptr, &layer.qkv_bias});
     visitor(whole_vector("norms and biases", attention + "q_norm.weight", c.head_dim, &layer.query_norm));
     visitor(whole_vector("norms and biases", attention + "k_norm.weight", c.head_dim, &layer.key_norm));
     visitor(whole_matrix("attention", attention + "o_proj.weight", &layer.output));
@@ -186,9 +196,9 @@ void Qwen3::visit_weights(const WeightVisitor& visitor) {
       visitor(whole_matrix("router", prefix + "mlp.gate.weight", &layer.router));
       for (int e = 0; e < c.experts; ++e)
         visit_mlp(visitor, "experts", format("{}mlp.experts.{}.", prefix, e), c.moe_intermediate, c.hidden,
-                  layer.experts[e]);
+                  expert_rows_, layer.experts[e]);
     } else {
-      visit_mlp(visitor, "mlp", prefix + "mlp.", c.intermediate, c.hidden, layer.mlp);
+      visit_mlp(visitor, "mlp", prefix + "mlp.", c.intermediate, c.hidden, mlp_rows_, layer.mlp);
     }
   }
   visitor(whole_vector("norms and biases", "model.norm.weight", c.hidden, &final_norm_));

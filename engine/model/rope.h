@@ -9,6 +9,9 @@
 
 namespace cpuinfer::model {
 
+/// The longest context that anything may ask for; keeps products of sizes far from overflow.
+inline constexpr int64_t kMaxPositions = int64_t{1} << 28;
+
 enum class RopeType { kDefault, kLinear, kDynamic, kYarn };
 
 /// The rope parameters of a config, validated by parse_model_config: theta > 1, factor >= 1, all finite.

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -63,8 +64,9 @@ class PackedMatrix {
 /// A run of consecutive rows of a checkpoint tensor that become consecutive outputs.
 struct RowRun {
   int tensor = 0;  ///< index into WeightSpec::tensors, or -1 for rows of zeros
-  int first = 0;
+  int first = 0;   ///< row of the tensor
   int count = 0;
+  int output = 0;  ///< of the first row; runs are in ascending order of outputs, without gaps
 };
 
 /// A tensor as the checkpoint must have it.
@@ -78,7 +80,8 @@ struct TensorSpec {
 struct WeightSpec {
   std::string purpose;  ///< "attention", "experts", ...: the rows of the plan's table
   std::vector<TensorSpec> tensors;
-  std::vector<RowRun> outputs;  ///< in order of outputs; elements of the tensors for vectors
+  /// In order of outputs; elements of the tensors for vectors. Views the model. Empty: the only tensor as it is.
+  std::span<const RowRun> outputs;
   PackedMatrix* matrix = nullptr;
   std::vector<float>* vector = nullptr;  ///< replicated, converted to float32
 };

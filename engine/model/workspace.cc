@@ -68,7 +68,7 @@ void Workspace::lay_out(const ModelConfig& config, int worker_count, Layout& lay
   final_normed = layout.take_rows<bf16>(limits.logit_rows, config.hidden);
   logits = layout.take_rows<float>(limits.logit_rows, config.vocab);
 
-  const int64_t attention_rows = std::max(kRowBlock, group);
+  const int64_t attention_rows = std::max(kRowBlock, kSplitRows * group);
   workers.resize(worker_count);
   for (WorkerScratch& scratch : workers) {
     scratch.block = layout.take_rows<float>(kRowBlock, kBlockOutputs);

@@ -5,22 +5,29 @@
 
 #include "base/check.h"
 #include "base/format.h"
-#include "base/log.h"
 
 namespace cpuinfer::run {
 namespace {
+
+// The length that the model was trained on, which scaling starts from.
+int64_t original_positions(const model::ModelConfig& config) {
+  if (config.rope.original_max_positions) return *config.rope.original_max_positions;
+  // Qwen3's first checkpoints say 40,960 = 32,768 + 8,192 for the answer; their cards scale from 32,768.
+  return config.max_positions == 40960 ? 32768 : config.max_positions;
+}
 
 // The longest context that the positions of a model are made for.
 int64_t position_limit(const model::ModelConfig& config) {
   if (config.rope.type == model::RopeType::kDefault) return config.max_positions;
   const int64_t original = config.rope.original_max_positions.value_or(config.max_positions);
-  return std::max(config.max_positions, static_cast<int64_t>(config.rope.factor * static_cast<double>(original)));
+  const double scaled =
+      std::min(config.rope.factor * static_cast<double>(original), static_cast<double>(model::kMaxPositions));
+  return std::max(config.max_positions, static_cast<int64_t>(scaled));
 }
 
 // Which YaRN factor would allow a context: 2, 4 or 8, as the makers of Qwen3 validated them.
 std::string scaling_advice(const model::ModelConfig& config, int64_t context) {
-  // Qwen3's first checkpoints say 40,960 = 32,768 + 8,192 for the answer; their cards scale from 32,768.
-  const int64_t original = config.max_positions == 40960 ? 32768 : config.max_positions;
+  const int64_t original = original_positions(config);
   for (const int64_t factor : {2, 4, 8}) {
     if (factor * original >= context)
       return format("--rope-scaling yarn:{}:{} would allow {} tokens, at some cost in quality", factor, original,
@@ -38,6 +45,25 @@ Result<int64_t> choose_context(const model::ModelConfig& config, int64_t wanted)
                                           wanted, limit, model::describe(config.rope), scaling_advice(config, wanted)));
   }
   return wanted;
+}
+
+// The last name of a path, also of "DIR/" and ".".
+std::string model_name(const std::filesystem::path& directory) {
+  std::error_code ignored;
+  const std::filesystem::path absolute = std::filesystem::absolute(directory, ignored).lexically_normal();
+  return (absolute.has_filename() ? absolute.filename() : absolute.parent_path().filename()).string();
+}
+
+// Models that promise more experts than their checkpoint has tensors: found out before anything is made for each.
+Result<void> check_tensor_count(const model::ModelConfig& config, const checkpoint::Checkpoint& checkpoint) {
+  const int64_t moe_layers = std::count(config.moe_layers.begin(), config.moe_layers.end(), true);
+  const int64_t least = config.layers + 3 * moe_layers * config.experts;
+  const int64_t found = static_cast<int64_t>(checkpoint.tensors().size());
+  if (found >= least) return {};
+  return fail(ErrorCode::kBadInput,
+              format("{}: config.json says {} layers, {} of them with {} experts, which is at least {} tensors; the "
+                     "checkpoint has {}: config.json and weights do not belong together",
+                     checkpoint.directory().string(), config.layers, moe_layers, config.experts, least, found));
 }
 
 Result<void> check_options(const EngineOptions& options) {
@@ -59,6 +85,13 @@ Result<void> override_config(model::ModelConfig& config, const EngineOptions& op
     config.experts_per_token = options.experts;
   }
   if (options.rope) {
+    constexpr double kMaxFactor = 1e6;  // as in config.json
+    if (!(options.rope->factor >= 1 && options.rope->factor <= kMaxFactor))
+      return fail(ErrorCode::kUsage, format("the factor of --rope-scaling is {}; it must be between 1 and {}",
+                                            options.rope->factor, kMaxFactor));
+    if (options.rope->type == model::RopeType::kDynamic && config.head_dim <= 2)
+      return fail(ErrorCode::kUsage,
+                  format("--rope-scaling dynamic needs a head_dim over 2; this model has {}", config.head_dim));
     const double theta = config.rope.theta;
     config.rope = *options.rope;
     config.rope.theta = theta;
@@ -96,8 +129,11 @@ void Sequence::release_pages(size_t keep) {
 
 void Sequence::truncate(int64_t length) {
   ENSURE(length <= this->length(), "a sequence is truncated to at most its length");
+  if (length == this->length()) return;
   tokens_.resize(length);
   release_pages(model::KvCache::pages_for(length));
+  const int slot = static_cast<int>(length % kernels::kLeafTokens);
+  if (slot != 0) engine_->kv_->clear_values_from(pages_.back(), slot);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -112,6 +148,7 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   }
   TRY_ASSIGN(checkpoint::Checkpoint checkpoint, checkpoint::Checkpoint::open(options.model));
   TRY_ASSIGN(model::ModelConfig config, model::parse_model_config(checkpoint.config()));
+  TRY(check_tensor_count(config, checkpoint));
   TRY(override_config(config, options));
   TRY_ASSIGN(const int64_t context, choose_context(config, options.context_tokens));
   TRY_ASSIGN(numa::Topology topology, numa::Topology::detect());
@@ -131,16 +168,17 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   TRY_ASSIGN(engine->model_, model::create_model(config, engine->team_->nodes()));
   TRY(load::check_tensors(*engine->model_, engine->checkpoint_));
 
-  const model::StepLimits limits = {.rows = static_cast<int>(std::min<int64_t>(options.chunk_tokens, context)),
-                                    .logit_rows = options.logit_rows,
-                                    .sequences = 1,
-                                    .context_tokens = context};
+  engine->limits_ = {.rows = static_cast<int>(std::min<int64_t>(options.chunk_tokens, context)),
+                     .logit_rows = options.logit_rows,
+                     .sequences = 1,
+                     .context_tokens = context};
   numa::MemoryLimit available = numa::available_memory();
   if (options.memory_limit_bytes > 0 && options.memory_limit_bytes < available.bytes)
     available = {options.memory_limit_bytes, "--memory-limit"};
   engine->plan_ = load::plan_memory(*engine->model_,
-                                    {.limits = limits,
+                                    {.limits = engine->limits_,
                                      .kv_pages = model::KvCache::pages_for(context),
+                                     .context_limit = position_limit(config),
                                      .workers = engine->team_->workers(),
                                      .nodes = engine->team_->nodes()},
                                     engine->topology_, available);
@@ -149,20 +187,16 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
 
 Result<void> Engine::load(const load::LoadOptions& options) {
   TRY(plan_.check());
-  const model::StepLimits limits = {.rows = static_cast<int>(std::min<int64_t>(options_.chunk_tokens, context_tokens_)),
-                                    .logit_rows = options_.logit_rows,
-                                    .sequences = 1,
-                                    .context_tokens = context_tokens_};
   TRY_ASSIGN(weights_, load::load_weights(*model_, checkpoint_, *team_, topology_, options));
   TRY_ASSIGN(kv_, model::KvCache::create(config(), model::KvCache::pages_for(context_tokens_), topology_));
-  TRY_ASSIGN(workspace_, model::Workspace::create(config(), limits, team_->workers(), topology_));
+  TRY_ASSIGN(workspace_, model::Workspace::create(config(), limits_, team_->workers(), topology_));
   return {};
 }
 
 std::vector<std::string> Engine::describe() const {
   const model::ModelConfig& c = config();
   std::vector<std::string> lines;
-  lines.push_back(format("model     {} ({}), {} layers, {} weights", checkpoint_.directory().filename().string(),
+  lines.push_back(format("model     {} ({}), {} layers, {} weights", model_name(checkpoint_.directory()),
                          c.architecture, c.layers, format_bytes(checkpoint_.total_bytes())));
   if (c.experts > 0) {
     const auto trained = checkpoint_.config().find("num_experts_per_tok");

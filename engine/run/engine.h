@@ -27,7 +27,7 @@ struct EngineOptions {
   std::filesystem::path model;            ///< a Hugging Face directory
   int64_t context_tokens = 0;             ///< 0: the model's limit, at most kDefaultContextTokens
   int experts = 0;                        ///< experts per token; 0: as config.json says
-  std::optional<model::RopeConfig> rope;  ///< replaces the scaling of config.json; theta 0 keeps the model's
+  std::optional<model::RopeConfig> rope;  ///< replaces the scaling of config.json; its theta is not used
   int threads = 0;                        ///< 0: one per physical core
   int nodes = 0;                          ///< 0: all memory nodes
   int chunk_tokens = 512;                 ///< most tokens of a prefill step
@@ -127,6 +127,7 @@ class Engine {
   kernels::Isa isa_{};
   kernels::Kernels kernels_{};
   int64_t context_tokens_ = 0;
+  model::StepLimits limits_;
   std::unique_ptr<numa::Team> team_;
   load::WeightMemory weights_;
   std::unique_ptr<model::Model> model_;

@@ -72,6 +72,11 @@ Result<GenerationResult> generate(Engine& engine, const checkpoint::Tokenizer& t
         sampler.sample(logits.back(), request.prompt, result.answer, position, request.sampling, request.top_logprobs);
   };
 
+  // At the end: first the bytes of an unfinished character, then what waited for the rest of a stop string.
+  const auto held_back = [&] {
+    std::string text = stop_strings.push(detokenizer.finish());
+    return text += stop_strings.finish();
+  };
   // Returns false when the answer is complete.
   const auto take = [&]() {
     const TokenId token = sample->chosen.token;
@@ -82,7 +87,7 @@ Result<GenerationResult> generate(Engine& engine, const checkpoint::Tokenizer& t
     if (!end) text = stop_strings.push(detokenizer.push(token));
     const bool full = static_cast<int64_t>(result.answer.size()) >= max_tokens;
     const bool done = end || stop_strings.found() || full;
-    if (done && !stop_strings.found()) text += stop_strings.push(detokenizer.finish()) + stop_strings.finish();
+    if (done && !stop_strings.found()) text += held_back();
     result.text += text;
     if (events.token) events.token(*sample, text);
     if (done) result.finish_reason = end || stop_strings.found() ? FinishReason::kStop : FinishReason::kLength;
@@ -107,7 +112,9 @@ Result<GenerationResult> generate(Engine& engine, const checkpoint::Tokenizer& t
 
   if (!appended && appended.error().code == ErrorCode::kInterrupted) {
     result.finish_reason = FinishReason::kInterrupted;
-    result.text += stop_strings.push(detokenizer.finish()) + stop_strings.finish();
+    const std::string rest = held_back();
+    result.text += rest;
+    if (events.rest && !rest.empty()) events.rest(rest);
     return result;
   }
   TRY(appended);

@@ -30,6 +30,8 @@ struct GenerationEvents {
   /// For each token. `text` is what may be shown now: whole UTF-8 characters that are not part of a stop string;
   /// often it lags behind the token.
   std::function<void(const Sample& sample, std::string_view text)> token;
+  /// Text that was held back when the answer was interrupted, if any.
+  std::function<void(std::string_view text)> rest;
   /// When it becomes true, generation ends after the running step with FinishReason::kInterrupted.
   const std::atomic<bool>* cancel = nullptr;
 };

@@ -52,6 +52,12 @@ Result<Sample> Sampler::sample(std::span<const float> logits, std::span<const To
                  i, position));
     }
   }
+  if (const float largest = *std::max_element(logits.begin(), logits.end()); !std::isfinite(largest)) {
+    return fail(ErrorCode::kBadInput,
+                format("the largest logit at position {} is {}: the weights of this checkpoint are broken, or its "
+                       "activations overflow",
+                       position, largest));
+  }
   std::copy(logits.begin(), logits.end(), logits_.begin());
 
   // Penalties.

@@ -46,7 +46,7 @@ class Sampler {
   /// (as Transformers' logits processors); then the token where the cumulative probability, most probable first,
   /// passes uniform(seed, position).
   /// logits: [vocab]. prompt, answer: tokens so far. position: of the token that is chosen.
-  /// Errors: kBadInput if a logit is NaN or all are -inf: the weights are broken.
+  /// Errors: kBadInput if a logit is NaN or the largest is infinite: the weights are broken.
   Result<Sample> sample(std::span<const float> logits, std::span<const TokenId> prompt, std::span<const TokenId> answer,
                         int64_t position, const SamplingParams& params, int top_logprobs);
 

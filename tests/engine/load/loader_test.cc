@@ -103,7 +103,10 @@ void check_weights(const Directory& directory, model::Model& model) {
   int outputs = 0;
   model.visit_weights([&](const model::WeightSpec& spec) {
     int output = 0;
-    for (const model::RowRun& run : spec.outputs) {
+    const int rows = static_cast<int>(spec.tensors[0].shape[0]);
+    const std::vector<model::RowRun> whole = {{0, 0, rows, 0}};
+    for (const model::RowRun& run : spec.outputs.empty() ? std::span<const model::RowRun>(whole) : spec.outputs) {
+      CHECK(run.output == output);
       for (int row = run.first; row < run.first + run.count; ++row, ++output) {
         if (spec.vector != nullptr) {
           CHECK(spec.vector->at(output) == directory.expected(spec.tensors[run.tensor].name, row));

@@ -40,6 +40,7 @@ MemoryPlan plan_of(const model::ModelConfig& config, int64_t context, int nodes,
   return plan_memory(**model,
                      {.limits = {.rows = 512, .logit_rows = 1, .sequences = 1, .context_tokens = context},
                       .kv_pages = model::KvCache::pages_for(context),
+                      .context_limit = config.max_positions,
                       .workers = topology->cores(),
                       .nodes = nodes},
                      *topology, {available, "a test"});
@@ -88,18 +89,27 @@ TEST_CASE("what does not fit is refused with the table and a context that would 
   CHECK(refused.error().message.find("(a test)") != std::string::npos);
 
   // The advice is true: that context fits, and one page more does not.
-  const int64_t context = plan.largest_context();
+  const int64_t context = plan.largest_context;
   CHECK(refused.error().message.ends_with("--ctx " + std::to_string(context) + " would fit"));
   CHECK(context > 0);
   const auto with_context = [&](int64_t tokens) {
     return plan_of(config, tokens, 1, "numa:1(memory=1024GB) core:8 pu:1", 59_GiB).fits();
   };
   CHECK(with_context(context));
+  CHECK_FALSE(with_context(context + 256));
+}
+
+TEST_CASE("advice stays inside the model's limit, and is not given where another node is short") {
+  const auto config = config_of(kQwen3_30B);
+  CHECK(plan_of(config, 4096, 1, "numa:1(memory=1024GB) core:8 pu:1").largest_context == 40960);
+  const MemoryPlan plan = plan_of(config, 4096, 2, "numa:2(memory=30GB) core:8 pu:1");
+  CHECK_FALSE(plan.fits());
+  CHECK(plan.largest_context == 0);
 }
 
 TEST_CASE("no context helps when the weights alone are too much") {
   const MemoryPlan plan = plan_of(config_of(kQwen3_30B), 4096, 1, "numa:1(memory=1024GB) core:8 pu:1", 30_GiB);
-  CHECK(plan.largest_context() == 0);
+  CHECK(plan.largest_context == 0);
   CHECK(plan.check().error().message.ends_with("no context fits: free memory, or use a machine with more of it"));
 }
 

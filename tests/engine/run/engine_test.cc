@@ -5,6 +5,7 @@
 
 #include "engine/run/generation.h"
 #include "tests/engine/run/golden_cases.h"
+#include "tests/engine/run/random_checkpoint.h"
 
 using namespace cpuinfer;
 using namespace cpuinfer::run;
@@ -73,6 +74,53 @@ TEST_CASE("a context over the model's limit names the scaling that would allow i
   bool said = false;
   for (const std::string& line : (*scaled)->describe()) said |= line.find("yarn, factor 2") != std::string::npos;
   CHECK(said);
+}
+
+TEST_CASE("rope scaling out of range is refused, and advice starts from the length that the model was trained on") {
+  EngineOptions options = options_for("dense_basic");
+  options.rope.emplace();
+  options.rope->type = model::RopeType::kLinear;
+  options.rope->factor = 1e300;
+  CHECK(prepare_error(options).message.starts_with("the factor of --rope-scaling is 1e+300; it must be between 1 and"));
+  options.rope->factor = 1e6;
+  options.context_tokens = int64_t{1} << 60;
+  CHECK(prepare_error(options).message.find("is over the 268435456 positions") != std::string::npos);
+
+  options = options_for("rope_yarn4");  // 24 positions, scaled by 4
+  options.context_tokens = 150;
+  CHECK(prepare_error(options).message.find("--rope-scaling yarn:8:24 would allow 192 tokens") != std::string::npos);
+}
+
+TEST_CASE("dynamic scaling with a head_dim of 2") {
+  const TemporaryCheckpoint checkpoint(R"({"architectures":["Qwen3ForCausalLM"],"hidden_size":8,"num_hidden_layers":1,
+    "num_attention_heads":2,"num_key_value_heads":1,"head_dim":2,"vocab_size":16,"intermediate_size":8,
+    "rms_norm_eps":1e-6,"tie_word_embeddings":true,"max_position_embeddings":64,"rope_theta":10000.0})");
+  EngineOptions options;
+  options.model = checkpoint.path() / "";  // with a slash at the end
+  options.rope.emplace();
+  options.rope->type = model::RopeType::kDynamic;
+  options.rope->factor = 2;
+  CHECK(prepare_error(options).message == "--rope-scaling dynamic needs a head_dim over 2; this model has 2");
+  options.rope.reset();
+  const auto engine = Engine::prepare(options);
+  REQUIRE(engine);
+  CHECK((*engine)->describe()[0].starts_with("model     cpuinfer_test_"));
+}
+
+TEST_CASE("a config that promises far more experts than the checkpoint has is refused at once") {
+  const TemporaryCheckpoint checkpoint(R"({"architectures":["Qwen3ForCausalLM"],"hidden_size":8,"num_hidden_layers":1,
+    "num_attention_heads":2,"num_key_value_heads":1,"head_dim":4,"vocab_size":16,"intermediate_size":8,
+    "rms_norm_eps":1e-6,"tie_word_embeddings":true,"max_position_embeddings":64,"rope_theta":10000.0})");
+  std::ofstream(checkpoint.path() / "config.json")
+      << R"({"architectures":["Qwen3MoeForCausalLM"],"hidden_size":8,"num_hidden_layers":1024,
+    "num_attention_heads":2,"num_key_value_heads":1,"head_dim":4,"vocab_size":16,"intermediate_size":8,
+    "num_experts":4096,"num_experts_per_tok":8,"moe_intermediate_size":262144,"rms_norm_eps":1e-6,
+    "tie_word_embeddings":true,"max_position_embeddings":64,"rope_theta":10000.0})";
+  EngineOptions options;
+  options.model = checkpoint.path();
+  const Error error = prepare_error(options);
+  CHECK(error.code == ErrorCode::kBadInput);
+  CHECK(error.message.find("1024 layers, 1024 of them with 4096 experts") != std::string::npos);
 }
 
 TEST_CASE("not enough memory: refused before loading, with the table") {

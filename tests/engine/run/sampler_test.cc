@@ -123,6 +123,17 @@ TEST_CASE("NaN logits are an error that names the token") {
   CHECK(std::isnan(log_probability(logits, 0)));
 }
 
+TEST_CASE("infinite logits are an error unless a finite one is larger") {
+  const auto message = [](std::vector<float> logits) {
+    Sampler sampler(static_cast<int>(logits.size()));
+    const auto sample = sampler.sample(logits, {}, {}, 3, {}, 0);
+    return sample ? std::string() : sample.error().message;
+  };
+  CHECK(message({-INFINITY, 1}).empty());
+  CHECK(message({-INFINITY, -INFINITY}).starts_with("the largest logit at position 3 is -inf: "));
+  CHECK(message({0, INFINITY}).starts_with("the largest logit at position 3 is inf: "));
+}
+
 TEST_CASE("parameters out of range are named with their range") {
   const auto message = [](SamplingParams params) { return params.check() ? "" : params.check().error().message; };
   CHECK(message({.temperature = -1}) == "temperature is -1; it must be 0 or more");
