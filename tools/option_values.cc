@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/format.h"
+#include "base/text.h"
 #include "engine/model/config_rope.h"
 
 namespace cpuinfer::tools {
@@ -43,21 +44,6 @@ std::optional<int64_t> scaled(std::string_view text) {
   const double value = *number * scale;
   if (std::fabs(value) >= 0x1p62 || value != std::floor(value)) return std::nullopt;
   return static_cast<int64_t>(value);
-}
-
-int edit_distance(std::string_view a, std::string_view b) {
-  // Optimal string alignment: insert, delete, replace, swap neighbours.
-  std::vector<std::vector<int>> d(a.size() + 1, std::vector<int>(b.size() + 1));
-  for (size_t i = 0; i <= a.size(); ++i) d[i][0] = static_cast<int>(i);
-  for (size_t j = 0; j <= b.size(); ++j) d[0][j] = static_cast<int>(j);
-  for (size_t i = 1; i <= a.size(); ++i) {
-    for (size_t j = 1; j <= b.size(); ++j) {
-      d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1)});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
-        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
-    }
-  }
-  return d[a.size()][b.size()];
 }
 
 }  // namespace
@@ -140,10 +126,10 @@ Result<model::RopeConfig> parse_rope_scaling(std::string_view name, std::string_
 
 std::string nearest_name(std::string_view wrong, std::span<const std::string> names) {
   std::string best;
-  int best_distance = static_cast<int>(std::max<size_t>(1, wrong.size() / 3)) + 1;
+  size_t best_distance = std::max<size_t>(1, wrong.size() / 3) + 1;
   for (const std::string& name : names) {
     // The beginning of a name means that name, however long the rest: "--repetition", "qwen3-30b".
-    const int distance = name.starts_with(wrong) && wrong.size() >= 3 ? 0 : edit_distance(wrong, name);
+    const size_t distance = name.starts_with(wrong) && wrong.size() >= 3 ? 0 : edit_distance(wrong, name);
     if (distance < best_distance) {
       best = name;
       best_distance = distance;

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/format.h"
+#include "base/text.h"
 #include "engine/checkpoint/checkpoint_file.h"
 #include "engine/checkpoint/safetensors_name.h"
 
@@ -94,12 +95,12 @@ Result<WeightMap> read_index(const fs::path& path) {
   WeightMap map;
   for (const auto& [tensor, file] : weight_map->as_object()) {
     if (!file.is_string())
-      return bad(format("weight_map: {}: expected a file name, found {}", quoted_name(tensor), file.kind_name()));
+      return bad(format("weight_map: {}: expected a file name, found {}", in_quotes(tensor), file.kind_name()));
     const std::string& name = file.as_string();
     const bool plain = name.find('/') == name.npos && name.find('\0') == name.npos && !name.starts_with('.');
     if (!plain || !name.ends_with(".safetensors"))
       return bad(format("weight_map: {}: expected the name of a .safetensors file beside the index, found {}",
-                        quoted_name(tensor), quoted_name(name)));
+                        in_quotes(tensor), in_quotes(name)));
     map.emplace(tensor, name);
   }
   return map;
@@ -111,10 +112,10 @@ Result<void> check_against_index(const WeightMap& map, const SafetensorsFile& fi
   if (row == map.end())
     return fail(ErrorCode::kBadInput, format("{}: tensor {} is not in {}; index and shards are of different "
                                              "checkpoints",
-                                             file.path().string(), quoted_name(tensor.name), kIndexName));
+                                             file.path().string(), in_quotes(tensor.name), kIndexName));
   if (row->second != file.path().filename())
     return fail(ErrorCode::kBadInput, format("{}: tensor {} should be in {} according to {}", file.path().string(),
-                                             quoted_name(tensor.name), row->second, kIndexName));
+                                             in_quotes(tensor.name), row->second, kIndexName));
   return {};
 }
 
@@ -171,7 +172,7 @@ Result<Checkpoint> Checkpoint::open(const fs::path& directory) {
   for (const auto& [tensor, file] : map)
     if (checkpoint.find(tensor) == nullptr)
       return fail(ErrorCode::kBadInput, format("{}: tensor {} is missing; {} says it is in this file",
-                                               (directory / file).string(), quoted_name(tensor), kIndexName));
+                                               (directory / file).string(), in_quotes(tensor), kIndexName));
   return checkpoint;
 }
 
@@ -188,7 +189,7 @@ Result<void> Checkpoint::read(const TensorRef& tensor, int64_t offset, std::span
   ENSURE(offset >= 0 && offset <= tensor.bytes && static_cast<int64_t>(out.size()) <= tensor.bytes - offset,
          "the bytes lie inside the tensor");
   Result<void> done = files_[static_cast<size_t>(tensor.file)].read(tensor.file_offset + offset, out);
-  if (!done) done.error().message += format(" (reading tensor {} from its byte {})", quoted_name(tensor.name), offset);
+  if (!done) done.error().message += format(" (reading tensor {} from its byte {})", in_quotes(tensor.name), offset);
   return done;
 }
 

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cctype>
-#include <numeric>
 #include <system_error>
 #include <utility>
 
 #include "base/format.h"
+#include "base/text.h"
 #include "engine/checkpoint/checkpoint_file.h"
 #include "engine/checkpoint/safetensors_name.h"
 
@@ -57,7 +57,7 @@ Result<fs::path> read_alias(const fs::path& file) {
   for (const auto& [key, value] : table)
     if (key.str() != "path")
       return bad(format("line {}: unknown key {}, expected path = \"DIRECTORY\"", value.source().begin.line,
-                        quoted_name(key.str())));
+                        in_quotes(key.str())));
   const std::optional<std::string> target = table["path"].value_exact<std::string>();
   if (!target || target->empty()) return bad("expected path = \"DIRECTORY\"");
   const fs::path directory = file.parent_path() / *target;
@@ -110,22 +110,8 @@ Result<fs::path> find_in_hub(const fs::path& cache, const std::string& wanted) {
   if (hits.size() == 1) return hits.front().second;
   std::vector<std::string> names;
   for (const auto& [name, snapshot] : hits) names.push_back(name);
-  return fail(ErrorCode::kUsage, format("model {} is ambiguous: {} in {}; give the whole name", quoted_name(wanted),
+  return fail(ErrorCode::kUsage, format("model {} is ambiguous: {} in {}; give the whole name", in_quotes(wanted),
                                         fmt::join(names, ", "), cache.string()));
-}
-
-// Levenshtein.
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i);
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t changed = diagonal + (a[i - 1] != b[j - 1] ? 1 : 0);
-      diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, changed}));
-    }
-  }
-  return row[b.size()];
 }
 
 std::vector<std::string> known_names(const ModelSearch& search) {
@@ -167,7 +153,7 @@ std::vector<std::string> close_names(const std::string& wanted, const std::vecto
 bool is_plain_name(std::string_view name) { return name.find('/') == name.npos && name != "." && name != ".."; }
 
 std::unexpected<Error> miss(const std::string& name, const ModelSearch& search, std::span<const fs::path> searched) {
-  std::string text = format("no model {} found. Searched:", quoted_name(name));
+  std::string text = format("no model {} found. Searched:", in_quotes(name));
   for (const fs::path& place : searched) text += format("\n  {}", place.string());
   if (const auto near = close_names(name, known_names(search)); !near.empty())
     text += format("\nClose names: {}", fmt::join(near, ", "));
@@ -217,7 +203,7 @@ Result<fs::path> find_model(std::string_view name_or_directory, const ModelSearc
   const std::string name(name_or_directory);
   if (name.empty()) return fail(ErrorCode::kUsage, "the model's name is empty");
   if (name.find('\0') != name.npos)
-    return fail(ErrorCode::kUsage, format("the model's name {} holds a NUL byte", quoted_name(name)));
+    return fail(ErrorCode::kUsage, format("the model's name {} holds a NUL byte", in_quotes(name)));
   std::error_code ignored;
   const bool plain = is_plain_name(name);
   // A word that happens to name some directory here is not yet a model; a path is what its user means.

@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "base/format.h"
 #include "base/json.h"
+#include "base/text.h"
 #include "engine/checkpoint/safetensors_name.h"
 
 namespace cpuinfer::checkpoint {
@@ -39,7 +40,7 @@ Result<DType> parse_dtype(const Json* value, const std::string& where) {
     return fail(ErrorCode::kUnsupported,
                 format("{}: dtype {} is not supported; cpuinfer reads BF16, F16 and F32 (no quantized checkpoints)",
                        where, name));
-  return bad(format("{}: dtype {} is not one of the safetensors format", where, quoted_name(name)));
+  return bad(format("{}: dtype {} is not one of the safetensors format", where, in_quotes(name)));
 }
 
 Result<std::vector<int64_t>> parse_sizes(const Json* value, const std::string& where, const char* key) {
@@ -60,7 +61,7 @@ Result<std::vector<int64_t>> parse_sizes(const Json* value, const std::string& w
 
 Result<SafetensorsEntry> parse_entry(const std::string& name, const Json& value, int64_t data_start, int64_t data_bytes,
                                      std::string_view file) {
-  const std::string where = format("{}: tensor {}", file, quoted_name(name));
+  const std::string where = format("{}: tensor {}", file, in_quotes(name));
   if (const auto fault = tensor_name_fault(name); !fault.empty()) return bad(format("{}: {}", where, fault));
   if (!value.is_object()) return bad(format("{}: expected an object, found {}", where, value.kind_name()));
 
@@ -93,8 +94,7 @@ Result<void> check_metadata(const Json& metadata, std::string_view where) {
     return bad(format("{}: __metadata__: expected an object, found {}", where, metadata.kind_name()));
   for (const auto& [key, value] : metadata.as_object())
     if (!value.is_string())
-      return bad(
-          format("{}: __metadata__ {}: expected a string, found {}", where, quoted_name(key), value.kind_name()));
+      return bad(format("{}: __metadata__ {}: expected a string, found {}", where, in_quotes(key), value.kind_name()));
   return {};
 }
 
@@ -105,11 +105,11 @@ Result<void> check_coverage(std::span<const SafetensorsEntry> entries, int64_t d
   const SafetensorsEntry* previous = nullptr;
   for (const SafetensorsEntry& entry : entries) {
     if (entry.file_offset < covered)
-      return bad(format("{}: tensors {} and {} overlap at data byte {}", where, quoted_name(previous->name),
-                        quoted_name(entry.name), entry.file_offset - data_start));
+      return bad(format("{}: tensors {} and {} overlap at data byte {}", where, in_quotes(previous->name),
+                        in_quotes(entry.name), entry.file_offset - data_start));
     if (entry.file_offset > covered)
       return bad(format("{}: data bytes {} to {}, before tensor {}, belong to no tensor", where, covered - data_start,
-                        entry.file_offset - data_start, quoted_name(entry.name)));
+                        entry.file_offset - data_start, in_quotes(entry.name)));
     covered += entry.bytes;
     if (entry.bytes > 0) previous = &entry;
   }

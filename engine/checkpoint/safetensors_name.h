@@ -5,10 +5,8 @@
 #include <cstdint>
 #include <optional>
 #include <span>
-#include <string>
 #include <string_view>
 
-#include "base/json.h"
 #include "base/types.h"
 
 namespace cpuinfer::checkpoint {
@@ -18,13 +16,6 @@ inline constexpr std::string_view kMetadataName = "__metadata__";
 
 /// The most dimensions of a tensor; Qwen3's have 2. The format sets no bound, and a hostile shape may have millions.
 inline constexpr size_t kMaxRank = 8;
-
-/// For messages: quoted, control characters escaped, long names cut. Accepts any bytes.
-inline std::string quoted_name(std::string_view name) {
-  constexpr size_t kShown = 100;
-  if (name.size() <= kShown) return to_json_text(Json(std::string(name)));
-  return to_json_text(Json(std::string(name.substr(0, kShown)) + "..."));
-}
 
 /// What is wrong with the name, or "". (UTF-8 is checked by the JSON parser and writer.)
 inline std::string_view tensor_name_fault(std::string_view name) {

@@ -13,6 +13,7 @@
 #include "base/check.h"
 #include "base/format.h"
 #include "base/json.h"
+#include "base/text.h"
 #include "engine/checkpoint/safetensors.h"
 #include "engine/checkpoint/safetensors_name.h"
 
@@ -95,14 +96,14 @@ struct Layout {
 
 Result<Layout> lay_out(const std::filesystem::path& path, std::span<const TensorSource> tensors) {
   const auto unusable = [&](const TensorSource& tensor, std::string_view why) {
-    return fail(ErrorCode::kUsage, format("{}: tensor {}: {}", path.string(), quoted_name(tensor.name), why));
+    return fail(ErrorCode::kUsage, format("{}: tensor {}: {}", path.string(), in_quotes(tensor.name), why));
   };
   std::vector<std::string_view> names{kMetadataName};
   for (const TensorSource& tensor : tensors) names.push_back(tensor.name);
   std::sort(names.begin(), names.end());
   if (const auto twin = std::adjacent_find(names.begin(), names.end()); twin != names.end())
     return fail(ErrorCode::kUsage,
-                format("{}: two tensors have the name {}, or it is reserved", path.string(), quoted_name(*twin)));
+                format("{}: two tensors have the name {}, or it is reserved", path.string(), in_quotes(*twin)));
 
   Layout layout;
   int64_t end = 0;

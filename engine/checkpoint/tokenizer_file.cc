@@ -11,6 +11,7 @@
 
 #include "base/format.h"
 #include "base/json.h"
+#include "base/text.h"
 #include "engine/checkpoint/tokenizer_words.h"
 #include "engine/checkpoint/unicode.h"
 
@@ -46,22 +47,12 @@ int byte_of_char(char32_t code_point) {
   return code_point < kInverse.size() ? kInverse[code_point] : -1;
 }
 
-// As a JSON string, cut so that a hostile file cannot make a message of megabytes.
-std::string quoted(std::string_view text, size_t longest = 80) {
-  return to_json_text(Json(std::string(text.substr(0, longest)) + (text.size() > longest ? "..." : "")));
-}
-
-// Short form of any value for messages: "null", "\"NFKC\"", "an object of type \"Sequence\"".
+// As shown(), but an object by its type: "type \"Sequence\"".
 std::string describe(const Json* value) {
-  if (value == nullptr) return "nothing";
-  if (value->is_string()) return quoted(value->as_string());
-  if (value->is_object()) {
-    const Json* type = value->find("type");
-    return type != nullptr && type->is_string() ? format("type {}", quoted(type->as_string()))
-                                                : "an object without type";
-  }
-  if (value->is_array()) return "an array";
-  return to_json_text(*value);
+  if (value == nullptr || !value->is_object()) return shown(value);
+  const Json* type = value->find("type");
+  return type != nullptr && type->is_string() ? format("type {}", in_quotes(type->as_string()))
+                                              : "an object without type";
 }
 
 bool is_null(const Json* value) { return value == nullptr || value->is_null(); }
@@ -132,8 +123,8 @@ class Reader {
     if (regex == nullptr || !regex->is_string())
       return unsupported(format("pre_tokenizer: expected a pattern \"Regex\", found {}", describe(pattern)));
     if (regex->as_string() != kQwenWordPattern)
-      return unsupported(format("pre_tokenizer: unknown pattern {}, expected {}", quoted(regex->as_string(), 500),
-                                quoted(kQwenWordPattern, 500)));
+      return unsupported(format("pre_tokenizer: unknown pattern {}, expected {}", in_quotes(regex->as_string(), 500),
+                                in_quotes(kQwenWordPattern, 500)));
     const Json* behavior = split.find("behavior");
     if (behavior == nullptr || !behavior->is_string() || behavior->as_string() != "Isolated")
       return unsupported(format("pre_tokenizer: Split behavior {}, expected \"Isolated\"", describe(behavior)));
@@ -189,8 +180,8 @@ class Reader {
     if (token.spelling.empty()) return bad(format("{}: a token has no text", what));
     const auto [owner, new_id] = by_id_.emplace(token.id, file_.tokens.size());
     if (!new_id)
-      return bad(format("{}: {} has id {}, which {} has already", what, quoted(token.spelling), token.id,
-                        quoted(file_.tokens[owner->second].spelling)));
+      return bad(format("{}: {} has id {}, which {} has already", what, in_quotes(token.spelling), token.id,
+                        in_quotes(file_.tokens[owner->second].spelling)));
     by_spelling_.emplace(token.spelling, file_.tokens.size());
     file_.tokens.push_back(std::move(token));
     return {};
@@ -205,7 +196,7 @@ class Reader {
     by_spelling_.reserve(count);
     by_id_.reserve(count);
     for (const auto& [spelling, id] : vocabulary->as_object()) {
-      if (!is_id(id)) return bad_id(format("model.vocab[{}]", quoted(spelling)), id);
+      if (!is_id(id)) return bad_id(format("model.vocab[{}]", in_quotes(spelling)), id);
       TRY(add_token("model.vocab", {spelling, static_cast<TokenId>(id.as_int()), false, false}));
     }
     return {};
@@ -220,7 +211,7 @@ class Reader {
         return bad(
             format("model.vocab: no token {} for byte 0x{:02X}: text with it could not be encoded; train with "
                    "the whole byte-level alphabet",
-                   quoted(spelling), byte));
+                   in_quotes(spelling), byte));
       file_.byte_tokens[byte] = file_.tokens[token->second].id;
     }
     return {};
@@ -229,7 +220,7 @@ class Reader {
   Result<TokenId> vocabulary_id(size_t rank, std::string_view spelling) const {
     const auto token = by_spelling_.find(std::string(spelling));
     if (token == by_spelling_.end())
-      return bad(format("model.merges[{}]: {} is not in model.vocab", rank, quoted(spelling)));
+      return bad(format("model.merges[{}]: {} is not in model.vocab", rank, in_quotes(spelling)));
     return file_.tokens[token->second].id;
   }
 
@@ -260,8 +251,8 @@ class Reader {
       TRY_ASSIGN(const TokenId right, vocabulary_id(rank, pair.second));
       TRY_ASSIGN(const TokenId result, vocabulary_id(rank, std::string(pair.first) + std::string(pair.second)));
       if (!seen.insert(static_cast<uint64_t>(left) << 32 | static_cast<uint64_t>(right)).second)
-        return bad(
-            format("model.merges[{}]: {} and {} are merged twice", rank, quoted(pair.first), quoted(pair.second)));
+        return bad(format("model.merges[{}]: {} and {} are merged twice", rank, in_quotes(pair.first),
+                          in_quotes(pair.second)));
       file_.merges.push_back({left, right, result});
       ++rank;
     }
@@ -283,14 +274,15 @@ class Reader {
     if (content == nullptr || !content->is_string() || id_value == nullptr)
       return bad(format("{}: expected an object with \"content\" (a string) and \"id\"", what));
     if (content->as_string().size() > kMaxAddedTokenBytes)
-      return bad(format("{}: {} has {} bytes, expected at most {}", what, quoted(content->as_string()),
+      return bad(format("{}: {} has {} bytes, expected at most {}", what, in_quotes(content->as_string()),
                         content->as_string().size(), kMaxAddedTokenBytes));
     for (const char* flag : {"special", "single_word", "lstrip", "rstrip", "normalized"}) {
       const Json* value = entry.find(flag);
       if (value == nullptr || !value->is_bool())
         return bad(format("{}: {}: expected true or false, found {}", what, flag, describe(value)));
       if (value->as_bool() && std::string_view(flag) != "special")
-        return unsupported(format("{}: {} has \"{}\": true, expected false", what, quoted(content->as_string()), flag));
+        return unsupported(
+            format("{}: {} has \"{}\": true, expected false", what, in_quotes(content->as_string()), flag));
     }
     if (!is_id(*id_value)) return bad_id(format("{}: id", what), *id_value);
     const auto id = static_cast<TokenId>(id_value->as_int());
@@ -298,10 +290,10 @@ class Reader {
     const auto known = by_spelling_.find(content->as_string());
     if (known == by_spelling_.end()) return add_token(what, {content->as_string(), id, true, special});
     TokenizerFile::Token& token = file_.tokens[known->second];
-    if (token.added) return bad(format("{}: {} is added twice", what, quoted(token.spelling)));
+    if (token.added) return bad(format("{}: {} is added twice", what, in_quotes(token.spelling)));
     if (token.id != id)
       return bad(
-          format("{}: {} has id {}, but model.vocab has it with id {}", what, quoted(token.spelling), id, token.id));
+          format("{}: {} has id {}, but model.vocab has it with id {}", what, in_quotes(token.spelling), id, token.id));
     token.added = true;
     token.special = special;
     return {};
@@ -360,7 +352,7 @@ Result<void> check_added_tokens_decoder(const Json& config, std::string_view whe
           ErrorCode::kBadInput,
           format("{}: added_tokens_decoder[{}] is {}, but the added token with this id in tokenizer.json is {}; "
                  "save both files with the same program",
-                 where, quoted(id), describe(content), token == added.end() ? "missing" : quoted(token->second)));
+                 where, in_quotes(id), describe(content), token == added.end() ? "missing" : in_quotes(token->second)));
   }
   return {};
 }

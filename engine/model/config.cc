@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "base/format.h"
+#include "base/text.h"
 #include "engine/model/config_reader.h"
 #include "engine/model/config_rope.h"
 

@@ -3,16 +3,9 @@
 #include <cmath>
 
 #include "base/format.h"
+#include "base/text.h"
 
 namespace cpuinfer::model {
-
-std::string shown(const Json* value) {
-  if (value == nullptr) return "nothing";
-  if (value->is_array() || value->is_object()) return format("an {}", value->kind_name());
-  std::string text = to_json_text(*value);
-  constexpr size_t kShown = 60;
-  return text.size() <= kShown ? text : format("a {} of {} bytes", value->kind_name(), text.size());
-}
 
 const Json* ConfigReader::find_set(const char* key) const {
   const Json* value = object_.find(key);

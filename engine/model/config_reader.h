@@ -37,7 +37,4 @@ class ConfigReader {
   std::string where_;
 };
 
-/// A value for a message: short scalars as they are, else the kind.
-std::string shown(const Json* value);
-
 }  // namespace cpuinfer::model

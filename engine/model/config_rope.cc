@@ -10,6 +10,7 @@
 
 #include "base/format.h"
 #include "base/log.h"
+#include "base/text.h"
 
 namespace cpuinfer::model {
 namespace {

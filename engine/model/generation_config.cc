@@ -1,6 +1,7 @@
 #include "engine/model/generation_config.h"
 
 #include "base/format.h"
+#include "base/text.h"
 #include "engine/model/config_reader.h"
 
 namespace cpuinfer::model {

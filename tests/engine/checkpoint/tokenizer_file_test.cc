@@ -212,7 +212,8 @@ TEST_CASE("damaged added tokens are refused") {
         "m/tokenizer.json: added_tokens[0]: a token has no text");
   CHECK(bad([](Json& j) { added(j, 0).set("content", std::string(1024, 'x')); }).empty());
   CHECK(bad([](Json& j) { added(j, 0).set("content", std::string(1025, 'x')); }) ==
-        "m/tokenizer.json: added_tokens[0]: \"" + std::string(80, 'x') + "...\" has 1025 bytes, expected at most 1024");
+        "m/tokenizer.json: added_tokens[0]: \"" + std::string(100, 'x') +
+            "...\" has 1025 bytes, expected at most 1024");
   CHECK(bad([](Json& j) { added(j, 1) = added(j, 0); }) ==
         "m/tokenizer.json: added_tokens[1]: \"<|endoftext|>\" is added twice");
   CHECK(bad([](Json& j) { added(j, 0).set("id", 5); }) ==

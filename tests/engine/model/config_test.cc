@@ -253,7 +253,8 @@ TEST_CASE("numbers out of range name key, range and value") {
   CHECK(bad(moe_with(R"({"tie_word_embeddings": 1})")) ==
         "config.json: tie_word_embeddings: expected true or false, found 1");
   const Json long_text = moe_with(R"({"attention_bias": ")" + std::string(500, 'x') + "\"}");
-  CHECK(bad(long_text) == "config.json: attention_bias: expected true or false, found a string of 502 bytes");
+  CHECK(bad(long_text) ==
+        "config.json: attention_bias: expected true or false, found \"" + std::string(100, 'x') + "...\"");
 }
 
 TEST_CASE("rope parameters") {
