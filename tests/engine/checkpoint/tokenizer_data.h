@@ -37,11 +37,12 @@ inline Tokenizer small_tokenizer() {
   return std::move(*tokenizer);
 }
 
-/// Qwen3's own files, which are not part of the project. Says so where they are absent.
+/// Qwen3's own files, which are not part of the project: CMake's CPUINFER_QWEN3_TOKENIZER_DIR says where they are. Says
+/// so where they are absent.
 inline std::optional<Tokenizer> qwen3_tokenizer() {
-  const auto folder = std::filesystem::path(CPUINFER_SOURCE_DIR) / "../shared/data/qwen3-tokenizer";
-  if (!std::filesystem::exists(folder / "tokenizer.json")) {
-    MESSAGE("SKIPPED: this check needs Qwen3's tokenizer.json in ../shared/data/qwen3-tokenizer, which is absent");
+  const std::filesystem::path folder = CPUINFER_QWEN3_TOKENIZER_DIR;
+  if (folder.empty()) {
+    MESSAGE("SKIPPED: this check needs Qwen3's tokenizer.json: configure with -DCPUINFER_QWEN3_TOKENIZER_DIR=DIR");
     return std::nullopt;
   }
   auto tokenizer = Tokenizer::open(folder);
