@@ -6,7 +6,7 @@
 build_packages=(cmake g++ ninja-build libfmt-dev nlohmann-json3-dev libhwloc-dev libnuma-dev libdnnl-dev libxsimd-dev
   libcli11-dev libtomlplusplus-dev libutf8proc-dev)
 # What its tests need in addition.
-test_packages=(doctest-dev clang-format-19)
+test_packages=(doctest-dev clang-format-19 qemu-user)
 
 say() { echo "$(basename "$0"): $*" >&2; }
 die() {
