@@ -59,7 +59,7 @@ TEST_CASE("help and version") {
   for (const char* command : {"plan", "doctor", "score"}) CHECK(contains(good({command, "--help"}).out, "--json"));
 }
 
-TEST_CASE("plan reads no weights and tells whether it fits") {
+TEST_CASE("plan tells what a model needs and whether it fits") {
   const std::string table = good({"plan", "-m", tiny_model(), "--ctx", "2k"}).out;
   CHECK(contains(table, "context   2048 tokens"));
   CHECK(contains(table, "KV cache"));
@@ -82,7 +82,6 @@ TEST_CASE("plan reads no weights and tells whether it fits") {
   CHECK_FALSE(json_of(tight_json).find("fits")->as_bool());
   CHECK(json_of(tight_json).find("shortages")->as_array().size() == 1);
 
-  // Files with holes where the weights are: what is not read needs no disk.
   CHECK(run_cpuinfer({"plan", "-m", "/nonexistent"}).exit_code == 66);
 }
 
