@@ -460,11 +460,13 @@ def recall(rng, tokens, n_facts, density, easy=False, terse=0.12):
     """
     r = rng.random()
     facts = make_facts(rng, n_facts, easy=easy)
-    if r < terse:  # terse lists, the densest form
-        n_q = max(2, (tokens - 9 * n_facts) // 9)
-        seq = [f"{c} {o} {v}" for c, o, v in facts]
-        qs = [rng.choice(facts) for _ in range(n_q)]
-        return ", ".join(seq) + ".\n" + "\n".join(f"{c} {o} {v}" for c, o, v in qs)
+    if r < terse:  # the densest forms: nothing but keys and codes
+        # A staircase: one token more between key and code from form to form.
+        # Each needs one new step of looking back, where the sentence needs three at once.
+        form = rng.choice(["{} {}{}", "{} {}{}", "{} {} {}", "{} {} {}", "{} {} {}", "{} {} is {}", "{} {} is {}", "The code of the {} {} is {}"])
+        end = rng.choice([", ", "\n", ". "])
+        n_all = max(n_facts + 2, tokens // (9 if len(form) < 12 else 14))
+        return end.join(form.format(*f) for f in facts + [rng.choice(facts) for _ in range(n_all - n_facts)])
     in_chat = r < terse + 0.55 * (1 - terse)
     cost = 42 if in_chat else 26
     words = int((1 - density) * tokens / 1.35)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import corpus
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -81,7 +82,7 @@ def agreement(hf, tok, path):
     for k, v in names.items():
         v.copy_(state[k].float())
     rng = random.Random("agreement")
-    ids = torch.tensor([tok(corpus.dialogue(rng) * 6).input_ids[:256] for _ in range(16)])
+    ids = torch.tensor([tok(corpus.dialogue(rng) * 40).input_ids[:256] for _ in range(16)])
     x, _, _ = m.hidden(ids)
     xf = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps) * m.norm
     ours = F.linear(xf, m.embed).log_softmax(-1)
@@ -94,13 +95,15 @@ def agreement(hf, tok, path):
 @torch.no_grad()
 def samples(model, tok, seed=1):
     out = []
-    for q in PROMPTS:
+    for i, q in enumerate(PROMPTS):
         for thinking in (False, True):
+            if thinking and i not in (0, len(PROMPTS) - 1):
+                continue
             x = tok.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True, enable_thinking=thinking,
                                         return_tensors="pt", return_dict=True)
             n = x["input_ids"].shape[1]
             row = dict(prompt=q, thinking=thinking)
-            for mode in ("greedy", "sampled"):
+            for mode in ("greedy", "sampled") if i in (0, 2) and not thinking else ("greedy",):
                 torch.manual_seed(seed)
                 y = model.generate(**x, max_new_tokens=220, do_sample=mode == "sampled")
                 row[mode] = tok.decode(y[0, n:])
@@ -112,11 +115,12 @@ def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("model")
     ap.add_argument("--json", type=Path)
-    ap.add_argument("--n", type=int, default=64, help="recall prompts per cell (a quarter of it from 2048 tokens on)")
+    ap.add_argument("--n", type=int, default=48, help="recall prompts per cell (fewer above 640 tokens, in proportion)")
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--quick", action="store_true")
     a = ap.parse_args()
     torch.set_num_threads(a.threads)
+    torch._dynamo.config.disable = True
     tok = AutoTokenizer.from_pretrained(a.model)
     fp32 = AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32).eval()
     bf16 = AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.bfloat16).eval()
@@ -127,27 +131,27 @@ def main():
         print(f"{name}: loss {loss:.4f}, perplexity {2.718281828 ** loss:.3f}", flush=True)
     res["agreement"] = agreement(fp32, tok, a.model)
     print("training-time forward against Transformers fp32:", res["agreement"], flush=True)
+    res["samples"] = samples(fp32, tok)
+    for s in res["samples"]:
+        print(f"--- {s['prompt']} (thinking {'on' if s['thinking'] else 'off'})", flush=True)
+        print("\n".join(f"{k}: {s[k]}" for k in ("greedy", "sampled") if k in s), flush=True)
     res["recall"] = []
     t0 = time.time()
     for length in (128, 256, 512, 1024, 2048, 4096):
-        if a.quick and length > 1024:
+        if a.quick and length > 256:
             break
-        n = max(4, a.n // (4 if length >= 2048 else 1) // (4 if a.quick else 1))
-        for n_facts in (2, 4, 8, 16):
-            if length < n_facts * 14 + 48:
-                continue
+        n = max(4, int(a.n * min(1.0, 640 / length)) // (8 if a.quick else 1))
+        for n_facts in ((2, 4) if length == 128 else (2, 8) if length == 256 else (4, 16)):
             row = dict(length=length, facts=n_facts, n=n)
             for key, chat, unseen in (("chat", True, False), ("plain", False, False), ("chat_unseen_keys", True, True)):
-                row[key], row[key + "_whole"] = recall(fp32, tok, length, n_facts, chat, n, unseen)
-            if not a.quick and n_facts == 4:
+                if not unseen or n_facts <= 4:
+                    row[key], row[key + "_whole"] = recall(fp32, tok, length, n_facts, chat, n, unseen)
+            if length <= 512 and n_facts <= 4:
                 row["chat_bf16"], _ = recall(bf16, tok, length, n_facts, True, n)
             res["recall"].append(row)
             print(row, f"{time.time() - t0:.0f} s", flush=True)
             if a.json:
                 a.json.write_text(json.dumps(res, indent=1, ensure_ascii=False) + "\n")
-    res["samples"] = samples(bf16, tok)
-    for s in res["samples"]:
-        print(f"--- {s['prompt']} (thinking {'on' if s['thinking'] else 'off'})\ngreedy:  {s['greedy']}\nsampled: {s['sampled']}", flush=True)
     if a.json:
         a.json.write_text(json.dumps(res, indent=1, ensure_ascii=False) + "\n")
 
