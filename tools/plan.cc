@@ -22,8 +22,7 @@ Result<int> plan_command(const PlanOptions& options) {
   std::string text;
   for (const std::string& line : engine->describe()) text += line + "\n";
   TRY(write_stdout(text + "\n" + plan.table() + "\n"));
-  if (!plan.fits() && plan.largest_context > 0)
-    TRY(write_stdout(format("--ctx {} would fit\n", plan.largest_context)));
+  if (!plan.fits() && plan.largest_context > 0) TRY(write_stdout(format("--ctx {} would fit\n", plan.largest_context)));
   return plan.fits() ? kExitOk : kExitConfig;
 }
 

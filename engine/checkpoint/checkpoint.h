@@ -23,7 +23,7 @@ struct TensorRef {
   DType dtype = DType::kBF16;
   std::vector<int64_t> shape;  ///< row-major, every dimension >= 0
   int64_t bytes = 0;
-  int file = 0;             ///< index for Checkpoint::file_descriptor
+  int file = 0;             ///< index for Checkpoint::file_path
   int64_t file_offset = 0;  ///< of the first byte in that file
 };
 
@@ -52,7 +52,6 @@ class Checkpoint {
   int64_t total_bytes() const { return total_bytes_; }
 
   int file_count() const { return static_cast<int>(files_.size()); }
-  int file_descriptor(int file) const { return files_[static_cast<size_t>(file)].descriptor(); }
   const std::filesystem::path& file_path(int file) const { return files_[static_cast<size_t>(file)].path(); }
   /// Reads the bytes [offset, offset + out.size()) of a tensor of this checkpoint. REQUIRES: they lie inside it.
   /// Errors: kRuntime (I/O, or the file has become shorter), with file, tensor and offset.

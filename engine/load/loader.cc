@@ -1,18 +1,13 @@
 #include "engine/load/loader.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <mutex>
 #include <optional>
 #include <set>
 
-#include "base/check.h"
 #include "base/format.h"
 #include "base/log.h"
+#include "numa/memory_limit.h"
 
 namespace cpuinfer::load {
 namespace {
@@ -24,25 +19,6 @@ using model::RowRun;
 using model::WeightSpec;
 
 std::string shape_text(const std::vector<int64_t>& shape) { return format("[{}]", fmt::join(shape, ", ")); }
-
-// Reads bytes of a tensor, all of them or an error.
-Result<void> read_bytes(const Checkpoint& checkpoint, const TensorRef& tensor, int64_t offset, int64_t bytes,
-                        std::byte* out) {
-  int64_t done = 0;
-  while (done < bytes) {
-    const ssize_t got = pread(checkpoint.file_descriptor(tensor.file), out + done, static_cast<size_t>(bytes - done),
-                              tensor.file_offset + offset + done);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) {
-      return fail(ErrorCode::kRuntime,
-                  format("{}: cannot read {} bytes of '{}' at offset {}: {}",
-                         checkpoint.file_path(tensor.file).string(), bytes, tensor.name, tensor.file_offset + offset,
-                         got < 0 ? std::strerror(errno) : "the file has become shorter"));
-    }
-    done += got;
-  }
-  return {};
-}
 
 // What the workers share while they load.
 class Loading {
@@ -110,8 +86,8 @@ Result<void> pack_unit(Loading& loading, const MatrixSource& source, int node, i
     const int64_t count = std::min<int64_t>(run.count, end - output);
     if (run.tensor >= 0) {
       std::byte* const target = buffer + (output - first) * row_bytes;
-      TRY(read_bytes(loading.checkpoint(), *source.tensors[run.tensor], run.first * row_bytes, count * row_bytes,
-                     target));
+      TRY(loading.checkpoint().read(*source.tensors[run.tensor], run.first * row_bytes,
+                                    {target, static_cast<size_t>(count * row_bytes)}));
       for (int64_t i = 0; i < count; ++i) rows[output - first + i] = target + i * row_bytes;
       loading.add_done(count * row_bytes);
     }
@@ -132,7 +108,7 @@ Result<void> append_row(Loading& loading, const TensorRef& tensor, int64_t first
                         std::vector<float>& values) {
   const int width = dtype_bytes(tensor.dtype);
   std::vector<std::byte> bytes(static_cast<size_t>(count) * width);
-  TRY(read_bytes(loading.checkpoint(), tensor, first * width, static_cast<int64_t>(bytes.size()), bytes.data()));
+  TRY(loading.checkpoint().read(tensor, first * width, bytes));
   loading.add_done(static_cast<int64_t>(bytes.size()));
   const int padded = round_up(count, kernels::kTileTerms);
   std::vector<bf16> unit(kernels::unit_elements(padded)), row(count);
@@ -263,6 +239,9 @@ Result<WeightMemory> load_weights(model::Model& model, const Checkpoint& checkpo
   });
   if (loading.error()) return std::unexpected(*loading.error());
   loading.report();
+  // The files stay in the page cache, for the next start, unless they would crowd out what is still to be allocated.
+  if (checkpoint.total_bytes() > numa::available_memory().bytes / 4)
+    for (const TensorRef& tensor : checkpoint.tensors()) checkpoint.drop_pages(tensor);
   return memory;
 }
 
