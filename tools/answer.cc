@@ -175,11 +175,13 @@ Result<run::GenerationResult> show_answer(run::Engine& engine, const checkpoint:
                                       : std::string(text));
     if (logprobs && form != AnswerForm::kJson) samples.push_back(sample);
   };
+  events.rest = [&](std::string_view text) {
+    if (form != AnswerForm::kJson) print(form == AnswerForm::kChat ? style.push(text) : std::string(text));
+  };
   Result<run::GenerationResult> result = run::generate(engine, tokenizer, sequence, request, events);
   progress.reset();
 
   if (form != AnswerForm::kJson) {
-    // Text that generate() still held when it was interrupted belongs to the answer too.
     print(style.finish());
     if (last != '\n') print("\n");
   } else if (result) {
