@@ -6,6 +6,7 @@
 #include <fstream>
 #include <memory>
 #include <sstream>
+#include <string_view>
 
 #include "base/format.h"
 
@@ -56,6 +57,15 @@ int64_t node_free_bytes(int id) {
     if (key == "Active(file):" || key == "Inactive(file):") cache_kib += kib;
   }
   return free_kib < 0 ? -1 : (free_kib + cache_kib) * 1024;
+}
+
+/// "MemAvailable" and the like of /proc/meminfo in bytes; -1 if it is not there.
+int64_t system_memory_bytes(std::string_view wanted) {
+  std::ifstream file("/proc/meminfo");
+  std::string key;
+  for (int64_t kib = 0; file >> key >> kib; file.ignore(256, '\n'))
+    if (key == wanted) return kib * 1024;
+  return -1;
 }
 
 HugePages read_huge_pages() {
@@ -157,6 +167,12 @@ class TopologyReader {
       node.free_bytes = is_this_machine ? node_free_bytes(node.id) : node.memory_bytes;
       if (node.free_bytes < 0) node.free_bytes = node.memory_bytes;
       topology.nodes_.push_back(std::move(node));
+    }
+    // Guests whose memory grows and shrinks (balloons, hot-plug) may count less in their only node than they have.
+    if (is_this_machine && hwloc_get_nbobjs_by_type(source, HWLOC_OBJ_NUMANODE) == 1 && topology.nodes_.size() == 1) {
+      Node& node = topology.nodes_.front();
+      node.memory_bytes = std::max(node.memory_bytes, system_memory_bytes("MemTotal:"));
+      node.free_bytes = std::max(node.free_bytes, system_memory_bytes("MemAvailable:"));
     }
     if (topology.nodes_.empty())
       return fail(

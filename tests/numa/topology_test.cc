@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
 #include <set>
 
 using namespace cpuinfer;
@@ -110,4 +112,19 @@ TEST_CASE("a description that describes nothing is a usage error with an example
     CHECK(result.error().code == ErrorCode::kUsage);
     CHECK(result.error().message.find("numa:2 core:8 pu:2") != std::string::npos);
   }
+}
+
+TEST_CASE("a machine of one node has all of the system's memory on it") {
+  const auto topology = Topology::detect();
+  REQUIRE(topology);
+  if (std::filesystem::exists("/sys/devices/system/node/node1")) {
+    MESSAGE("SKIPPED: this machine has several memory nodes");
+    return;
+  }
+  std::ifstream file("/proc/meminfo");
+  std::string key, unit;
+  int64_t total_kib = 0;
+  file >> key >> total_kib >> unit;
+  REQUIRE(key == "MemTotal:");
+  CHECK(topology->nodes().front().memory_bytes >= total_kib * 1024);
 }
