@@ -20,6 +20,8 @@ enum class Isa : uint32_t {
 
 constexpr Isa operator|(Isa a, Isa b) { return static_cast<Isa>(static_cast<uint32_t>(a) | static_cast<uint32_t>(b)); }
 constexpr Isa operator&(Isa a, Isa b) { return static_cast<Isa>(static_cast<uint32_t>(a) & static_cast<uint32_t>(b)); }
+/// What is in `a` and not in `b`.
+constexpr Isa without(Isa a, Isa b) { return static_cast<Isa>(static_cast<uint32_t>(a) & ~static_cast<uint32_t>(b)); }
 /// True if `have` holds everything in `needs`.
 constexpr bool covers(Isa have, Isa needs) { return (have & needs) == needs; }
 

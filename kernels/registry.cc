@@ -89,9 +89,9 @@ Result<const GemmKernel*> named_gemm(Isa have, const KernelRequest& request, Pro
                  "the two",
                  row->name, profile_name(row->profile), request.numerics));
   }
-  if (!covers(have, row->needs))
+  if (const Isa missing = without(row->needs, have); missing != Isa::kNone)
     return fail(ErrorCode::kUnsupported, format("GEMM kernel \"{}\" needs {}, but this run may use {}", row->name,
-                                                isa_names(row->needs), isa_names(have)));
+                                                isa_names(missing), isa_names(have)));
   return row;
 }
 
