@@ -7,6 +7,7 @@
 
 #include "base/format.h"
 #include "base/types.h"
+#include "kernels/registry.h"
 
 using namespace cpuinfer;
 using namespace cpuinfer::tools;
