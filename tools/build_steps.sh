@@ -22,7 +22,7 @@ require_cpu() {
   [[ $(uname -s) == Linux ]] || die "cpuinfer runs on Linux only; this is $(uname -s)."
   [[ $(uname -m) == x86_64 ]] || die "cpuinfer runs on x86-64 only; this is $(uname -m)."
   if ! grep -qw avx2 /proc/cpuinfo || ! grep -qw fma /proc/cpuinfo; then
-    die "this CPU has no AVX2 and FMA, which cpuinfer needs (Intel Haswell or AMD Zen and later have them)."
+    die "this CPU has no AVX2 and FMA, which cpuinfer needs (Intel since 2013, AMD since 2015)."
   fi
 }
 

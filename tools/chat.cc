@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/format.h"
+#include "base/log.h"
 #include "engine/checkpoint/chat_template.h"
 #include "tools/answer.h"
 #include "tools/exit_codes.h"
@@ -97,9 +98,10 @@ class Chat {
           continue;
       }
       interruptions = 0;
+      const bool one_line = !multi_line_ && !line.starts_with(kQuotes);
       const std::optional<std::string> text = complete(line);
       if (!text || text->find_first_not_of(" \t\r\n") == std::string::npos) continue;
-      if (text->starts_with('/')) {
+      if (one_line && text->starts_with('/')) {
         if (!command(*text)) return kExitOk;
         continue;
       }
@@ -109,9 +111,10 @@ class Chat {
   }
 
  private:
+  static constexpr std::string_view kQuotes = "\"\"\"";
+
   // The text of a turn once it is complete: a line, or all lines between """ and """.
   std::optional<std::string> complete(const std::string& line) {
-    constexpr std::string_view kQuotes = "\"\"\"";
     std::string rest = line;
     if (!multi_line_) {
       if (!rest.starts_with(kQuotes)) return rest;
@@ -132,13 +135,13 @@ class Chat {
   bool command(const std::string& text) {
     if (text == "/bye" || text == "/exit" || text == "/quit") return false;
     if (text == "/?" || text == "/help") {
-      console_.line(kHelp);
+      console_.put(format("{}\n", kHelp));
     } else if (text == "/clear") {
       history_.clear();
       sequence_.truncate(0);
       console_.note("the conversation is forgotten");
     } else if (text == "/tokens") {
-      console_.line(format("{} of {} tokens of the context are used", sequence_.length(), engine_.context_tokens()));
+      console_.put(format("{} of {} tokens of the context are used\n", sequence_.length(), engine_.context_tokens()));
     } else if (text == "/set think" || text == "/set nothink") {
       think_ = text == "/set think";
       console_.note(think_ ? "the model may think before it answers" : "the model answers at once");
@@ -146,7 +149,7 @@ class Chat {
       system_ = text.substr(std::min(text.size(), std::string_view("/set system ").size()));
       console_.note(system_.empty() ? "no system message" : "the system message is set");
     } else {
-      console_.line(format("unknown command '{}'; /? lists the commands", text));
+      log_error("unknown command '{}'; /? lists the commands", text);
     }
     return true;
   }
@@ -160,7 +163,7 @@ class Chat {
     TRY_ASSIGN(const auto pieces, checkpoint::render_chatml(messages, {.enable_thinking = think_}));
     request_.prompt = tokenizer_.encode(pieces);
     if (const auto planned = run::plan_generation(engine_, request_); !planned) {
-      console_.line(format("cpuinfer: {}; or /clear", planned.error().message));
+      log_error("{}; or /clear", planned.error().message);
       return kExitOk;
     }
     TRY_ASSIGN(const run::GenerationResult result,

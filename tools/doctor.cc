@@ -63,7 +63,7 @@ Check check_cpu(const Machine& machine) {
 Check check_isa(const Machine& machine, Isa used, const std::string& isa_level) {
   if (!covers(machine.isa, Isa::kAvx2))
     return broken("isa", format("found {}, but AVX2 and FMA are needed", kernels::isa_names(machine.isa)),
-                  "use a machine with a newer CPU (Intel Haswell, AMD Zen or later); in a virtual machine, pass the "
+                  "use a machine with a newer CPU (Intel since 2013, AMD since 2015); in a virtual machine, pass the "
                   "host's CPU through");
   // The flag says that the CPU has tiles; the missing bit says that the system does not grant them.
   std::ifstream cpuinfo(machine.root / "proc/cpuinfo");

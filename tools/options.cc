@@ -294,8 +294,17 @@ Examples:
   cpuinfer --model qwen3-30b-a3b --ctx 32k --prompt "Why is the sky blue?"
   cpuinfer --model DIR --raw --greedy --max-tokens 100 < beginning.txt)";
 
+// Whether an option stands on the command line, as "--name" or "--name=value".
+bool given(const std::vector<std::string>& arguments, std::initializer_list<std::string_view> names) {
+  return std::any_of(arguments.begin(), arguments.end(), [&](const std::string& argument) {
+    const std::string_view name = std::string_view(argument).substr(0, argument.find('='));
+    return std::find(names.begin(), names.end(), name) != names.end();
+  });
+}
+
 Result<CommandLine> parse_run(const std::vector<std::string>& arguments, const Environment& environment) {
   RunOptions o;
+  int think_flags = 0;  // 1: --think was given, 2: --no-think
   OptionTable table("cpuinfer", "Large language models on CPUs: chat, or answer one prompt.");
   add_model(table, o.model);
   table.group("Prompt");
@@ -304,8 +313,11 @@ Result<CommandLine> parse_run(const std::vector<std::string>& arguments, const E
               Variable::kNo);
   table.value("--system", "TEXT", "System message before the conversation", text_into(o.system), Variable::kNo);
   table.flag("--raw", "No chat template: continue the text", [&o] { o.raw = true; }, Variable::kNo);
-  table.flag("--think", "Let the model think before it answers", [&o] { o.think = true; }, Variable::kNo);
-  table.flag("--no-think", "Begin the answer after an empty thought", [&o] { o.think = false; }, Variable::kNo);
+  table.flag(
+      "--think", "Let the model think before it answers", [&] { think_flags |= 1, o.think = true; }, Variable::kNo);
+  table.flag(
+      "--no-think", "Begin the answer after an empty thought", [&] { think_flags |= 2, o.think = false; },
+      Variable::kNo);
   add_sampling(table, o.sampling);
   table.group("Answer");
   table.value("-n,--max-tokens", "N", "End after N tokens [as many as the context holds]",
@@ -323,16 +335,22 @@ Result<CommandLine> parse_run(const std::vector<std::string>& arguments, const E
               count_into(o.logprobs, 0, 20), Variable::kNo);
   add_json(table, o.json, "One JSON object per token on stdout, then one with the\nstatistics");
   add_console(table, o.console, environment);
-  table.flag("--version", "Print the version", [] {}, Variable::kNo);
+  bool version = false;
+  table.flag("--version", "Print the version", [&version] { version = true; }, Variable::kNo);
   table.footer(kRunFooter);
-  if (std::find(arguments.begin(), arguments.end(), "--version") != arguments.end())
-    return ShowText{"cpuinfer " CPUINFER_VERSION "\n"};
   TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
   if (help) return ShowText{*help};
+  if (version) return ShowText{"cpuinfer " CPUINFER_VERSION "\n"};
   TRY(require_model(table, o.model.model));
   if (o.prompt && o.prompt_file) return table.usage("--prompt and --prompt-file exclude each other");
   if (o.raw && (o.system || o.think))
     return table.usage("--raw continues a text: --system, --think and --no-think mean nothing there");
+  if (think_flags == 3) return table.usage("--think and --no-think exclude each other");
+  // Of two that contradict each other, the one on the command line wins over the other's environment variable.
+  const bool greedy_given = given(arguments, {"--greedy"});
+  const bool temperature_given = given(arguments, {"--temperature", "--temp"});
+  if (greedy_given && !temperature_given) o.sampling.temperature.reset();
+  if (temperature_given && !greedy_given) o.sampling.greedy = false;
   if (o.sampling.greedy && o.sampling.temperature.value_or(0) != 0)
     return table.usage("--greedy and --temperature exclude each other (a temperature of 0 is greedy)");
   return o;

@@ -85,7 +85,6 @@ Progress::~Progress() { console_.clear_bar(); }
 void Progress::update(int64_t done, int64_t total) {
   if (console_.mode_ == ProgressMode::kNone || total <= 0) return;
   const auto now = Clock::now();
-  if (first_done_ < 0) first_done_ = done < total ? 0 : done;
   const bool bar = console_.mode_ == ProgressMode::kBar;
   if (bar ? now - started_ < kBarDelay || now - shown_ < kBarInterval : now - shown_ < kPlainInterval) return;
   shown_ = now;

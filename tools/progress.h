@@ -63,7 +63,6 @@ class Progress {
   std::string label_;
   ProgressUnit unit_;
   Clock::time_point started_, shown_;
-  int64_t first_done_ = -1;  // amount at the first update: what was there before counts for no speed
 };
 
 /// "48 s", "12 min", "3.2 h".

@@ -79,6 +79,7 @@ Result<int> run_command(const RunOptions& options) {
 
   TRY_ASSIGN(const std::string text, prompt_text(options));
   TRY_ASSIGN(request.prompt, prompt_tokens(options, text, chat, tokenizer));
+  TRY(check_cancel());
   TRY_ASSIGN(const int64_t max_tokens, run::plan_generation(*engine, request));
   TRY(load_engine(*engine, facts, console));
   TRY_ASSIGN(run::Sequence sequence, engine->start_sequence(static_cast<int64_t>(request.prompt.size()) + max_tokens));

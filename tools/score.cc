@@ -56,7 +56,9 @@ Result<std::vector<TokenId>> input_tokens(const ScoreOptions& options, const std
   }
   TRY_ASSIGN(const checkpoint::Tokenizer tokenizer, checkpoint::Tokenizer::open(directory));
   TRY_ASSIGN(const std::string text, read_text(options.file.value_or("-")));
-  return tokenizer.encode(text);
+  std::vector<TokenId> tokens = tokenizer.encode(text);
+  TRY(check_cancel());
+  return tokens;
 }
 
 Result<void> check_tokens(const std::vector<TokenId>& tokens, const run::Engine& engine) {

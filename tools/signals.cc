@@ -43,6 +43,11 @@ void install_signal_handlers() {
 
 const std::atomic<bool>& cancel_flag() { return g_cancel; }
 
+Result<void> check_cancel() {
+  if (!g_cancel.load()) return {};
+  return fail(ErrorCode::kInterrupted, "interrupted");
+}
+
 int pending_signal() { return g_signal.load(); }
 
 void raise_cancel(int signal) {

@@ -3,6 +3,8 @@
 
 #include <atomic>
 
+#include "base/result.h"
+
 namespace cpuinfer::tools {
 
 /// Installs the handlers: the first SIGINT or SIGTERM sets cancel_flag(), a second one while it is set ends the process
@@ -15,6 +17,9 @@ bool wait_readable(int descriptor);
 
 /// True once the process was asked to stop what it is doing.
 const std::atomic<bool>& cancel_flag();
+
+/// kInterrupted if the process was asked to stop: for after work that does not look at the flag itself.
+Result<void> check_cancel();
 
 /// The signal that set the flag, or 0.
 int pending_signal();

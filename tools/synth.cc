@@ -219,7 +219,9 @@ Result<Json> wanted_config(const SynthOptions& options) {
   }
   if (options.layers) config.set("num_hidden_layers", *options.layers);
   const char* dtype = options.dtype == DType::kBF16 ? "bfloat16" : options.dtype == DType::kF16 ? "float16" : "float32";
-  config.set(config.find("torch_dtype") != nullptr ? "torch_dtype" : "dtype", dtype);
+  // Old spelling, new spelling, or both.
+  if (config.find("torch_dtype") != nullptr) config.set("torch_dtype", dtype);
+  if (config.find("dtype") != nullptr || config.find("torch_dtype") == nullptr) config.set("dtype", dtype);
   return config;
 }
 

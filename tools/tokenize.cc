@@ -9,6 +9,7 @@
 #include "tools/output.h"
 #include "tools/progress.h"
 #include "tools/session.h"
+#include "tools/signals.h"
 
 namespace cpuinfer::tools {
 
@@ -18,6 +19,7 @@ Result<int> tokenize_command(const TokenizeOptions& options) {
   TRY_ASSIGN(const checkpoint::Tokenizer tokenizer, checkpoint::Tokenizer::open(directory));
   TRY_ASSIGN(const std::string text, read_stdin(kMaxTextBytes));
   const std::vector<TokenId> ids = tokenizer.encode(text, !options.no_special);
+  TRY(check_cancel());
   TRY(write_stdout(format("[{}]\n", fmt::join(ids, ","))));
   return kExitOk;
 }

@@ -96,7 +96,7 @@ Result<GenerationResult> generate(Engine& engine, const checkpoint::Tokenizer& t
 
   const auto started = std::chrono::steady_clock::now();
   append.progress = [&](int64_t done, int64_t total) {
-    if (events.prefill) events.prefill(result.reused_tokens + done, result.reused_tokens + total);
+    if (events.prefill) events.prefill(done, total);
   };
   const std::span<const TokenId> prompt(request.prompt);
   Result<void> appended = engine.append(sequence, prompt.subspan(result.reused_tokens), append);

@@ -26,6 +26,7 @@ struct GenerationRequest {
 
 /// All are optional. Called on the thread that generates, in order.
 struct GenerationEvents {
+  /// Prompt tokens computed, of those that are not reused.
   std::function<void(int64_t done, int64_t total)> prefill;
   /// For each token. `text` is what may be shown now: whole UTF-8 characters that are not part of a stop string;
   /// often it lags behind the token.

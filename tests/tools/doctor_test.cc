@@ -122,7 +122,7 @@ TEST_CASE("instruction sets: the cap, too old a CPU, tiles that the system withh
 
   fake.machine.isa = Isa::kNone;
   expect(fake.check("isa"), Health::kFail, "found none, but AVX2 and FMA are needed",
-         "use a machine with a newer CPU (Intel Haswell, AMD Zen or later); in a virtual machine, pass the host's CPU "
+         "use a machine with a newer CPU (Intel since 2013, AMD since 2015); in a virtual machine, pass the host's CPU "
          "through");
   CHECK_FALSE(is_usable(*diagnose(fake.machine, "")));
 }
