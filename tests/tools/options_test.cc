@@ -196,7 +196,7 @@ TEST_CASE("every option arrives") {
 
 TEST_CASE("texts are taken literally") {
   for (const char* text : {"", " ", "[a,b]", "{}", "[]", "\"quoted\"", "'", "--", "-", "--ctx", "%s", "a=b",
-                           "line\nbreak", "caf\xc3\xa9"}) {
+                           "line\nbreak", "caf\xc3\xa9", "--version"}) {
     INFO(text);
     CHECK(parse_run({"-m", "M", "--prompt", text}).prompt == text);
     if (*text != '\0') CHECK(parse_run({"-m", "M", "--prompt=" + std::string(text)}).prompt == text);
@@ -209,6 +209,9 @@ TEST_CASE("texts are taken literally") {
 }
 
 TEST_CASE("variables stand behind options") {
+  CHECK(parse_run({"-m", "M", "--greedy"}, {{"CPUINFER_TEMPERATURE", "0.6"}}).sampling.greedy);
+  CHECK(parse_run({"-m", "M", "--temp", "0.5"}, {{"CPUINFER_GREEDY", "1"}}).sampling.temperature == 0.5f);
+  CHECK_FALSE(parse_run({"-m", "M", "--temperature=0.5"}, {{"CPUINFER_GREEDY", "1"}}).sampling.greedy);
   CHECK(parse_run({}, {{"CPUINFER_MODEL", "V"}}).model.model == "V");
   CHECK(parse_run({"-m", "M"}, {{"CPUINFER_MODEL", "V"}}).model.model == "M");
   CHECK(parse_run({"-m", "M"}, {{"CPUINFER_CTX", "256k"}}).model.engine.context_tokens == 262144);
@@ -246,6 +249,7 @@ TEST_CASE("what does not go together") {
   CHECK(contains(usage_error({"-m", "M", "--prompt", "a", "--prompt-file", "b"}), "exclude each other"));
   CHECK(contains(usage_error({"-m", "M", "--raw", "--system", "s"}), "--raw continues a text"));
   CHECK(contains(usage_error({"-m", "M", "--greedy", "--temp", "1"}), "--greedy and --temperature exclude each other"));
+  CHECK(contains(usage_error({"-m", "M", "--no-think", "--think"}), "--think and --no-think exclude each other"));
   CHECK(contains(usage_error({"-m", "M", "--stop", ""}), "--stop is empty"));
   CHECK(contains(usage_error({"-m", "M", "--ctx"}), "--ctx"));
   CHECK(contains(usage_error({"-m", "M", "--progress", "loud"}),
