@@ -129,6 +129,30 @@ TEST_CASE("a turn that does not fit is refused, the conversation stays") {
   CHECK(terminal.finish() == 0);
 }
 
+TEST_CASE("a quiet chat still answers commands and reports errors") {
+  Terminal terminal(chat({"-q", "--ctx", "64", "-n", "4"}));
+  REQUIRE(terminal.expect(">>> "));
+  terminal.type("/tokens\n");
+  CHECK(terminal.expect("0 of 64 tokens of the context are used"));
+  terminal.type("/nonsense\n");
+  CHECK(terminal.expect("unknown command '/nonsense'"));
+  std::string text;
+  for (int i = 0; i < 100; ++i) text += "word ";
+  terminal.type(text + "\n");
+  CHECK(terminal.expect("no room for an answer"));
+  terminal.type("/bye\n");
+  CHECK(terminal.finish() == 0);
+}
+
+TEST_CASE("a quoted text that begins with a slash is a turn, not a command") {
+  Terminal terminal(chat({"-n", "4"}));
+  REQUIRE(terminal.expect(">>> "));
+  terminal.type("\"\"\"/bye\nis a command\"\"\"\n");
+  REQUIRE(terminal.expect("answer 4 tokens"));
+  terminal.type("/bye\n");
+  CHECK(terminal.finish() == 0);
+}
+
 TEST_CASE("--json needs a prompt") {
   Terminal terminal(chat({"--json"}));
   CHECK(terminal.expect("--json and --raw need a prompt"));

@@ -250,6 +250,19 @@ TEST_CASE("synth: types, layers, configs") {
   CHECK(nll(from_config) > 0);
 }
 
+TEST_CASE("synth: a config with both spellings of dtype gets both changed") {
+  const auto both = scratch_directory() / "both_spellings.json";
+  write_file(both, R"({"architectures":["Qwen3ForCausalLM"],"hidden_size":16,"num_hidden_layers":1,
+    "num_attention_heads":2,"num_key_value_heads":1,"head_dim":8,"vocab_size":32,"intermediate_size":16,
+    "tie_word_embeddings":true,"max_position_embeddings":64,"dtype":"bfloat16","torch_dtype":"bfloat16"})");
+  const auto target = scratch_directory() / "both_spellings";
+  good({"synth", "--config", both.string(), "-o", target.string(), "--dtype", "f32"});
+  const auto config = parse_json(read_file(target / "config.json"), "config.json");
+  REQUIRE(config);
+  CHECK(config->find("dtype")->as_string() == "float32");
+  CHECK(config->find("torch_dtype")->as_string() == "float32");
+}
+
 TEST_CASE("synth: what can go wrong") {
   const auto error = [](const Arguments& arguments, int code) {
     const Outcome outcome = run_cpuinfer(arguments);
