@@ -7,6 +7,7 @@
 #include "base/result.h"
 #include "base/types.h"
 #include "engine/model/config.h"
+#include "engine/model/phases.h"
 #include "numa/memory.h"
 #include "numa/topology.h"
 
@@ -47,6 +48,7 @@ struct WorkerScratch {
   bf16* head = nullptr;            ///< [head_dim padded to 32]
   bf16* embedding = nullptr;       ///< [hidden]
   float* router = nullptr;         ///< [experts]
+  StepCounters counters{};         ///< of all steps since they were last set to zero
 };
 
 /// The most that one step may hold.
