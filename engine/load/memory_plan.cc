@@ -79,8 +79,8 @@ MemoryPlan plan_memory(model::Model& model, const PlanRequest& request, const nu
   const int64_t page_bytes = model::KvCache::page_bytes(config);
   const int64_t more_pages = room >= 0 ? room / page_bytes : -ceil_div(-room, page_bytes);
   if (other_nodes_fit) {
-    plan.largest_context = std::clamp<int64_t>((request.kv_pages + more_pages) * kernels::kLeafTokens, 0,
-                                               std::max<int64_t>(request.context_limit, 0));
+    const int64_t pages = std::max<int64_t>(request.kv_pages + more_pages, 0) / request.sequences;
+    plan.largest_context = std::min<int64_t>(pages * kernels::kLeafTokens, std::max<int64_t>(request.context_limit, 0));
   }
   if (plan.total() > available.bytes) {
     plan.shortages.push_back(format("the plan needs {} and this process may take {}: {} short ({})",

@@ -16,7 +16,8 @@ namespace cpuinfer::load {
 /// What is to be held.
 struct PlanRequest {
   model::StepLimits limits;
-  int kv_pages = 0;
+  int kv_pages = 0;           ///< of all sequences together
+  int sequences = 1;          ///< that share them; advice names a context for each
   int64_t context_limit = 0;  ///< the most tokens that advice may name
   int workers = 1;
   int nodes = 1;
@@ -35,7 +36,7 @@ struct MemoryPlan {
   std::vector<int64_t> node_capacity;  ///< free bytes of each node
   numa::MemoryLimit available;         ///< for the process as a whole
   int64_t kv_bytes_per_token = 0;
-  int64_t context_tokens = 0;
+  int64_t context_tokens = 0;          ///< that the KV cache holds, all sequences together
   int64_t largest_context = 0;         ///< the longest context that would fit, at most the request's limit; 0: none
   std::vector<std::string> shortages;  ///< one sentence for each limit that is exceeded; empty: it fits
 
