@@ -5,102 +5,9 @@
 
 #include "base/check.h"
 #include "base/format.h"
+#include "engine/load/synthetic.h"
 
 namespace cpuinfer::run {
-namespace {
-
-// The length that the model was trained on, which scaling starts from.
-int64_t original_positions(const model::ModelConfig& config) {
-  if (config.rope.original_max_positions) return *config.rope.original_max_positions;
-  // Qwen3's first checkpoints say 40,960 = 32,768 + 8,192 for the answer; their cards scale from 32,768.
-  return config.max_positions == 40960 ? 32768 : config.max_positions;
-}
-
-// The longest context that the positions of a model are made for.
-int64_t position_limit(const model::ModelConfig& config) {
-  if (config.rope.type == model::RopeType::kDefault) return config.max_positions;
-  const int64_t original = config.rope.original_max_positions.value_or(config.max_positions);
-  const double scaled =
-      std::min(config.rope.factor * static_cast<double>(original), static_cast<double>(model::kMaxPositions));
-  return std::max(config.max_positions, static_cast<int64_t>(scaled));
-}
-
-// Which YaRN factor would allow a context: 2, 4 or 8, as the makers of Qwen3 validated them.
-std::string scaling_advice(const model::ModelConfig& config, int64_t context) {
-  const int64_t original = original_positions(config);
-  for (const int64_t factor : {2, 4, 8}) {
-    if (factor * original >= context)
-      return format("--rope-scaling yarn:{}:{} would allow {} tokens, at some cost in quality", factor, original,
-                    factor * original);
-  }
-  return format("no rope scaling that is known to work reaches that far (YaRN 8 gives {} tokens)", 8 * original);
-}
-
-Result<int64_t> choose_context(const model::ModelConfig& config, int64_t wanted) {
-  const int64_t limit = position_limit(config);
-  if (wanted == 0) return std::min(limit, kDefaultContextTokens);
-  if (wanted < 0) return fail(ErrorCode::kUsage, format("--ctx is {}; it must be 1 or more", wanted));
-  if (wanted > limit) {
-    return fail(ErrorCode::kUsage, format("--ctx {} is over the {} positions that this model is made for ({}); {}",
-                                          wanted, limit, model::describe(config.rope), scaling_advice(config, wanted)));
-  }
-  return wanted;
-}
-
-// The last name of a path, also of "DIR/" and ".".
-std::string model_name(const std::filesystem::path& directory) {
-  std::error_code ignored;
-  const std::filesystem::path absolute = std::filesystem::absolute(directory, ignored).lexically_normal();
-  return (absolute.has_filename() ? absolute.filename() : absolute.parent_path().filename()).string();
-}
-
-// Models that promise more experts than their checkpoint has tensors: found out before anything is made for each.
-Result<void> check_tensor_count(const model::ModelConfig& config, const checkpoint::Checkpoint& checkpoint) {
-  const int64_t moe_layers = std::count(config.moe_layers.begin(), config.moe_layers.end(), true);
-  const int64_t least = config.layers + 3 * moe_layers * config.experts;
-  const int64_t found = static_cast<int64_t>(checkpoint.tensors().size());
-  if (found >= least) return {};
-  return fail(ErrorCode::kBadInput,
-              format("{}: config.json says {} layers, {} of them with {} experts, which is at least {} tensors; the "
-                     "checkpoint has {}: config.json and weights do not belong together",
-                     checkpoint.directory().string(), config.layers, moe_layers, config.experts, least, found));
-}
-
-Result<void> check_options(const EngineOptions& options) {
-  if (options.chunk_tokens < 1 || options.chunk_tokens > 65536)
-    return fail(ErrorCode::kUsage, format("--chunk is {}; it must be between 1 and 65536", options.chunk_tokens));
-  ENSURE(options.logit_rows >= 1, "at least one row of logits is needed to choose a token");
-  return {};
-}
-
-Result<void> override_config(model::ModelConfig& config, const EngineOptions& options) {
-  if (options.experts != 0) {
-    if (config.experts == 0)
-      return fail(ErrorCode::kUsage, format("--experts {}: this model is dense, it has no experts", options.experts));
-    if (options.experts < 1 || options.experts > config.experts) {
-      return fail(ErrorCode::kUsage,
-                  format("--experts is {}; this model has {} experts, so it must be between 1 and {}", options.experts,
-                         config.experts, config.experts));
-    }
-    config.experts_per_token = options.experts;
-  }
-  if (options.rope) {
-    constexpr double kMaxFactor = 1e6;  // as in config.json
-    if (!(options.rope->factor >= 1 && options.rope->factor <= kMaxFactor))
-      return fail(ErrorCode::kUsage, format("the factor of --rope-scaling is {}; it must be between 1 and {}",
-                                            options.rope->factor, kMaxFactor));
-    if (options.rope->type == model::RopeType::kDynamic && config.head_dim <= 2)
-      return fail(ErrorCode::kUsage,
-                  format("--rope-scaling dynamic needs a head_dim over 2; this model has {}", config.head_dim));
-    const double theta = config.rope.theta;
-    config.rope = *options.rope;
-    config.rope.theta = theta;
-  }
-  return {};
-}
-
-}  // namespace
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Sequence
 
@@ -139,95 +46,21 @@ void Sequence::truncate(int64_t length) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Engine
 
-Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
-  TRY(check_options(options));
-  const kernels::Isa machine = kernels::detect_isa();
-  if (!kernels::covers(machine, kernels::Isa::kAvx2)) {
-    return fail(ErrorCode::kUnsupported,
-                "this CPU has no AVX2 and FMA, which cpuinfer needs (Intel since 2013, AMD since 2015)");
-  }
-  TRY_ASSIGN(checkpoint::Checkpoint checkpoint, checkpoint::Checkpoint::open(options.model));
-  TRY_ASSIGN(model::ModelConfig config, model::parse_model_config(checkpoint.config()));
-  TRY(check_tensor_count(config, checkpoint));
-  TRY(override_config(config, options));
-  TRY_ASSIGN(const int64_t context, choose_context(config, options.context_tokens));
-  TRY_ASSIGN(numa::Topology topology, numa::Topology::detect());
-
-  std::unique_ptr<Engine> engine(new Engine(std::move(checkpoint), std::move(topology), options));
-  engine->context_tokens_ = context;
-  if (engine->checkpoint_.generation_config() != nullptr) {
-    TRY_ASSIGN(engine->generation_defaults_, model::parse_generation_config(*engine->checkpoint_.generation_config()));
-  }
-  engine->isa_ = machine;
-  if (!options.isa.empty()) {
-    TRY_ASSIGN(engine->isa_, kernels::cap_isa(machine, options.isa));
-  }
-  TRY_ASSIGN(engine->kernels_, kernels::select_kernels(engine->isa_, {.numerics = engine->options_.numerics,
-                                                                      .gemm = engine->options_.gemm}));
-  TRY_ASSIGN(engine->team_, numa::Team::create(engine->topology_, options.threads, options.nodes));
-  TRY_ASSIGN(engine->model_, model::create_model(config, engine->team_->nodes()));
-  TRY(load::check_tensors(*engine->model_, engine->checkpoint_));
-
-  engine->limits_ = {.rows = static_cast<int>(std::min<int64_t>(options.chunk_tokens, context)),
-                     .logit_rows = options.logit_rows,
-                     .sequences = 1,
-                     .context_tokens = context};
-  numa::MemoryLimit available = numa::available_memory();
-  if (options.memory_limit_bytes > 0 && options.memory_limit_bytes < available.bytes)
-    available = {options.memory_limit_bytes, "--memory-limit"};
-  engine->plan_ = load::plan_memory(*engine->model_,
-                                    {.limits = engine->limits_,
-                                     .kv_pages = model::KvCache::pages_for(context),
-                                     .context_limit = position_limit(config),
-                                     .workers = engine->team_->workers(),
-                                     .nodes = engine->team_->nodes()},
-                                    engine->topology_, available);
-  return engine;
-}
-
 Result<void> Engine::load(const load::LoadOptions& options) {
   TRY(plan_.check());
-  TRY_ASSIGN(weights_, load::load_weights(*model_, checkpoint_, *team_, topology_, options));
-  TRY_ASSIGN(kv_, model::KvCache::create(config(), model::KvCache::pages_for(context_tokens_), topology_));
-  TRY_ASSIGN(workspace_, model::Workspace::create(config(), limits_, team_->workers(), topology_));
-  return {};
-}
-
-std::vector<std::string> Engine::describe() const {
-  const model::ModelConfig& c = config();
-  std::vector<std::string> lines;
-  lines.push_back(format("model     {} ({}), {} layers, {} weights", model_name(checkpoint_.directory()),
-                         c.architecture, c.layers, format_bytes(checkpoint_.total_bytes())));
-  if (c.experts > 0) {
-    const auto trained = checkpoint_.config().find("num_experts_per_tok");
-    const bool changed = trained != nullptr && trained->is_int() && trained->as_int() != c.experts_per_token;
-    lines.push_back(format("experts   {} of {} per token{}", c.experts_per_token, c.experts,
-                           changed ? format(" (config.json says {})", trained->as_int()) : ""));
+  if (checkpoint_) {
+    TRY_ASSIGN(weights_, load::load_weights(*model_, *checkpoint_, *team_, topology_, options));
+  } else {
+    TRY_ASSIGN(weights_, load::fill_synthetic(*model_, options_.synthetic->seed, *team_, topology_, options));
   }
-  lines.push_back(format("context   {} tokens, KV cache {} ({} per token)", context_tokens_,
-                         format_bytes(plan_.kv_bytes_per_token * plan_.context_tokens),
-                         format_bytes(plan_.kv_bytes_per_token)));
-  lines.push_back(format("rope      {}", model::describe(c.rope)));
-  lines.push_back(format("threads   {} on {} node{}", workers(), nodes(), nodes() == 1 ? "" : "s"));
-  const bool one = kernels_.gemm_small == kernels_.gemm_large;
-  lines.push_back(format("kernels   {}{} (numerics {}, version {}), elementwise {}", kernels_.gemm_small->name,
-                         one ? "" : format(", {} from {} rows", kernels_.gemm_large->name, kernels::kSmallM),
-                         kernels::profile_name(kernels_.profile), model::kNumericsVersion, kernels_.elementwise->name));
-  return lines;
-}
-
-int64_t Engine::decode_weight_bytes() const {
-  // Every matrix once, of the experts only those that a token uses; of an untied embedding one row, which is nothing.
-  const model::ModelConfig& c = config();
-  int64_t bytes = 0;
-  model_->visit_weights([&](const model::WeightSpec& spec) {
-    if (spec.matrix == nullptr || spec.purpose == "embedding") return;
-    for (int node = 0; node < spec.matrix->nodes(); ++node) {
-      const int64_t shard = spec.matrix->shard_bytes(node);
-      bytes += spec.purpose == "experts" ? shard * c.experts_per_token / c.experts : shard;
-    }
-  });
-  return bytes;
+  TRY_ASSIGN(kv_, model::KvCache::create(config(), kv_pages_, topology_));
+  TRY_ASSIGN(workspace_, model::Workspace::create(config(), limits_, team_->workers(), topology_));
+  batch_.tokens.reserve(limits_.rows);
+  batch_.sequences.reserve(limits_.sequences);
+  batch_.logit_rows.reserve(limits_.logit_rows);
+  step_logits_.reserve(limits_.sequences);
+  append_logits_.reserve(limits_.logit_rows);
+  return {};
 }
 
 Result<Sequence> Engine::start_sequence(int64_t planned_tokens) {
@@ -236,59 +69,139 @@ Result<Sequence> Engine::start_sequence(int64_t planned_tokens) {
                                           planned_tokens, context_tokens_));
   }
   const model::ModelConfig& c = config();
-  return Sequence(*this, model::rope_frequencies(c.rope, c.head_dim, c.max_positions, planned_tokens));
+  Sequence sequence(*this, model::rope_frequencies(c.rope, c.head_dim, c.max_positions, planned_tokens));
+  sequence.tokens_.reserve(planned_tokens);
+  sequence.pages_.reserve(model::KvCache::pages_for(planned_tokens));
+  return sequence;
 }
 
 Result<void> Engine::append(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options) {
-  ENSURE(kv_.has_value() && workspace_.has_value(), "load() comes before append()");
   const int64_t total = static_cast<int64_t>(tokens.size());
-  if (sequence.length() + total > context_tokens_) {
-    return fail(ErrorCode::kUsage,
-                format("{} tokens do not fit into a context of {} that already holds {}; raise --ctx", total,
-                       context_tokens_, sequence.length()));
-  }
-  const int64_t limit = options.logit_rows == LogitRows::kAll
-                            ? std::min(workspace_->limits.rows, workspace_->limits.logit_rows)
-                            : workspace_->limits.rows;
+  TRY(check_length(sequence, total));
+  const int64_t limit =
+      options.logit_rows == LogitRows::kAll ? std::min(limits_.rows, limits_.logit_rows) : limits_.rows;
   int64_t done = 0;
   while (done < total) {
     if (options.cancel != nullptr && options.cancel->load(std::memory_order_relaxed))
       return fail(ErrorCode::kInterrupted, format("interrupted after {} of {} tokens", done, total));
-    const std::span<const TokenId> chunk = tokens.subspan(done, std::min(limit, total - done));
-    while (static_cast<int64_t>(sequence.pages_.size()) <
-           model::KvCache::pages_for(sequence.length() + static_cast<int64_t>(chunk.size()))) {
-      TRY_ASSIGN(const int page, kv_->allocate());
-      sequence.pages_.push_back(page);
+    StepRequest request = {&sequence, tokens.subspan(done, std::min(limit, total - done)), options.logit_rows};
+    const int64_t count = static_cast<int64_t>(request.tokens.size());
+    if (request.logit_rows == LogitRows::kLast && done + count < total) request.logit_rows = LogitRows::kNone;
+    TRY_ASSIGN(const std::span<const StepLogits> logits, step({&request, 1}));
+    done += count;
+    if (const int rows = logits[0].rows(); options.logits && rows > 0) {
+      append_logits_.clear();
+      for (int row = 0; row < rows; ++row) append_logits_.push_back(logits[0][row]);
+      options.logits(done - rows, append_logits_);
     }
-    const bool last = done + static_cast<int64_t>(chunk.size()) == total;
-    step(sequence, chunk, options.logit_rows == LogitRows::kLast && !last ? LogitRows::kNone : options.logit_rows);
-    if (options.logits && !batch_.logit_rows.empty()) {
-      std::vector<std::span<const float>> rows;
-      for (size_t i = 0; i < batch_.logit_rows.size(); ++i)
-        rows.emplace_back(workspace_->logits[static_cast<int64_t>(i)], config().vocab);
-      options.logits(done + batch_.logit_rows.front(), rows);
-    }
-    done += static_cast<int64_t>(chunk.size());
     if (options.progress) options.progress(done, total);
   }
   return {};
 }
 
-void Engine::step(Sequence& sequence, std::span<const TokenId> tokens, LogitRows logit_rows) {
-  for ([[maybe_unused]] const TokenId token : tokens)
-    ENSURE(token >= 0 && token < config().vocab, "token ids are checked against the vocabulary where they enter");
-  const int rows = static_cast<int>(tokens.size());
-  batch_.tokens.assign(tokens.begin(), tokens.end());
-  batch_.sequences.assign(1, {.first_row = 0,
-                              .rows = rows,
-                              .start_position = sequence.length(),
-                              .pages = sequence.pages_,
-                              .rope = &sequence.rope_});
+Result<void> Engine::check_length(const Sequence& sequence, int64_t more) const {
+  if (sequence.length() + more <= context_tokens_) return {};
+  return fail(ErrorCode::kUsage, format("{} tokens do not fit into a context of {} that already holds {}; raise --ctx",
+                                        more, context_tokens_, sequence.length()));
+}
+
+Result<void> Engine::take_pages(Sequence& sequence, int64_t length) {
+  while (static_cast<int64_t>(sequence.pages_.size()) < model::KvCache::pages_for(length)) {
+    TRY_ASSIGN(const int page, kv_->allocate());
+    sequence.pages_.push_back(page);
+  }
+  return {};
+}
+
+Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> requests) {
+  ENSURE(kv_.has_value() && workspace_.has_value(), "load() comes before steps");
+  ENSURE(!requests.empty() && static_cast<int>(requests.size()) <= limits_.sequences,
+         "a step has at least one request and at most limits().sequences");
+  for (const StepRequest& request : requests)
+    TRY(check_length(*request.sequence, static_cast<int64_t>(request.tokens.size())));
+  // Pages stay with their sequence when a later one gets none: they are its next pages anyway.
+  for (const StepRequest& request : requests) {
+    const int64_t count = static_cast<int64_t>(request.tokens.size());
+    TRY(take_pages(*request.sequence, request.sequence->length() + count));
+  }
+
+  batch_.tokens.clear();
+  batch_.sequences.clear();
   batch_.logit_rows.clear();
-  for (int row = logit_rows == LogitRows::kAll ? 0 : rows - 1; row < rows && logit_rows != LogitRows::kNone; ++row)
-    batch_.logit_rows.push_back(row);
+  step_logits_.clear();
+  for (const StepRequest& request : requests) {
+    const int first = batch_.rows();
+    const int rows = static_cast<int>(request.tokens.size());
+    const int wanted = request.logit_rows == LogitRows::kAll ? rows : request.logit_rows == LogitRows::kLast ? 1 : 0;
+    ENSURE(rows > 0 && first + rows <= limits_.rows, "every request has tokens, all together at most limits().rows");
+    ENSURE(static_cast<int>(batch_.logit_rows.size()) + wanted <= limits_.logit_rows,
+           "rows of logits are at most limits().logit_rows");
+    for (const TokenId token : request.tokens) {
+      ENSURE(token >= 0 && token < config().vocab, "token ids are checked against the vocabulary where they enter");
+      batch_.tokens.push_back(token);
+    }
+    batch_.sequences.push_back({.first_row = first,
+                                .rows = rows,
+                                .start_position = request.sequence->length(),
+                                .pages = request.sequence->pages_,
+                                .rope = &request.sequence->rope_});
+    const model::Rows<float> logits = {workspace_->logits[static_cast<int64_t>(batch_.logit_rows.size())],
+                                       workspace_->logits.stride};
+    step_logits_.emplace_back(logits, wanted, config().vocab);
+    for (int row = first + rows - wanted; row < first + rows; ++row) batch_.logit_rows.push_back(row);
+  }
   model_->forward({*team_, kernels_}, batch_, *kv_, *workspace_);
-  sequence.tokens_.insert(sequence.tokens_.end(), tokens.begin(), tokens.end());
+  for (const StepRequest& request : requests) {
+    std::vector<TokenId>& tokens = request.sequence->tokens_;
+    tokens.insert(tokens.end(), request.tokens.begin(), request.tokens.end());
+  }
+  return step_logits_;
+}
+
+Result<void> Engine::fabricate_context(Sequence& sequence, int64_t length) {
+  ENSURE(kv_.has_value(), "load() comes before contexts");
+  ENSURE(sequence.length() % kernels::kLeafTokens == 0 && sequence.length() <= length,
+         "a context is lengthened from the end of a page");
+  TRY(check_length(sequence, length - sequence.length()));
+  TRY(take_pages(sequence, length));
+  const int64_t first_page = model::KvCache::pages_for(sequence.length());
+  const int64_t pages = model::KvCache::pages_for(length) - first_page;
+  const size_t half = static_cast<size_t>(kernels::page_half_elements(kv_->head_dim_padded()));
+  team_->run([&](numa::Worker& worker) {
+    const numa::Range share = worker.share(int64_t{config().layers} * config().kv_heads * pages);
+    for (int64_t item = share.begin; item < share.end; ++item) {
+      const int64_t head = item / pages;  // of all layers
+      const int64_t page = first_page + item % pages;
+      const int layer = static_cast<int>(head / config().kv_heads),
+                kv_head = static_cast<int>(head % config().kv_heads);
+      const uint64_t key = load::random_bits(static_cast<uint64_t>(head), static_cast<uint64_t>(page));
+      // Keys come out of a norm, so their elements are about 1; values are sums of many terms, and smaller.
+      load::fill_random(key, 0, {kv_->keys(layer, kv_head, sequence.pages_[page]), half});
+      load::fill_random(~key, -2, {kv_->values(layer, kv_head, sequence.pages_[page]), half});
+    }
+  });
+  const int slot = static_cast<int>(length % kernels::kLeafTokens);
+  if (pages > 0 && slot != 0) kv_->clear_values_from(sequence.pages_[first_page + pages - 1], slot);
+  sequence.tokens_.resize(length);
+  return {};
+}
+
+model::StepCounters Engine::phases() const {
+  ENSURE(workspace_.has_value(), "load() comes before counters");
+  model::StepCounters sum{};
+  const int64_t workers = static_cast<int64_t>(workspace_->workers.size());
+  for (const model::WorkerScratch& worker : workspace_->workers)
+    for (int phase = 0; phase < model::kPhases; ++phase) sum[phase] += worker.counters[phase];
+  for (model::PhaseCounters& phase : sum) {
+    phase.busy_ns /= workers;
+    phase.wait_ns /= workers;
+  }
+  return sum;
+}
+
+void Engine::reset_phases() {
+  ENSURE(workspace_.has_value(), "load() comes before counters");
+  for (model::WorkerScratch& worker : workspace_->workers) worker.counters = {};
 }
 
 }  // namespace cpuinfer::run

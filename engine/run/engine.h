@@ -23,10 +23,20 @@
 
 namespace cpuinfer::run {
 
+/// A model without a checkpoint: weights are random numbers made in memory (load::fill_synthetic). For benchmarks.
+struct SyntheticModel {
+  std::string name;  ///< for describe()
+  Json config;       ///< as config.json
+  uint64_t seed = 0;
+};
+
 struct EngineOptions {
-  std::filesystem::path model;            ///< a Hugging Face directory
-  int64_t context_tokens = 0;             ///< 0: the model's limit, at most kDefaultContextTokens
-  int experts = 0;                        ///< experts per token; 0: as config.json says
+  std::filesystem::path model;              ///< a Hugging Face directory
+  std::optional<SyntheticModel> synthetic;  ///< instead of `model`
+  int64_t context_tokens = 0;               ///< of a sequence; 0: the model's limit, at most kDefaultContextTokens
+  int sequences = 1;                        ///< most sequences in a step
+  int64_t kv_tokens = 0;  ///< that the KV cache holds for all sequences together; 0: context_tokens for each
+  int experts = 0;        ///< experts per token; 0: as config.json says
   std::optional<model::RopeConfig> rope;  ///< replaces the scaling of config.json; its theta is not used
   int threads = 0;                        ///< 0: one per physical core
   int nodes = 0;                          ///< 0: all memory nodes
@@ -81,19 +91,42 @@ struct AppendOptions {
   const std::atomic<bool>* cancel = nullptr;
 };
 
+/// What one sequence does in a step.
+struct StepRequest {
+  Sequence* sequence = nullptr;
+  std::span<const TokenId> tokens;  ///< to be computed after those in the sequence; at least one
+  LogitRows logit_rows = LogitRows::kLast;
+};
+
+/// The logits of the last rows() tokens of one request. Views the engine, until its next step.
+class StepLogits {
+ public:
+  StepLogits() = default;
+  StepLogits(model::Rows<float> logits, int rows, int vocab) : logits_(logits), rows_(rows), vocab_(vocab) {}
+  int rows() const { return rows_; }
+  /// [vocab]. REQUIRES: 0 <= row < rows().
+  std::span<const float> operator[](int row) const { return {logits_[row], static_cast<size_t>(vocab_)}; }
+
+ private:
+  model::Rows<float> logits_;
+  int rows_ = 0, vocab_ = 0;
+};
+
 /// Owns everything: topology, team, kernels, model, weights, KV cache. Lives behind a pointer; used by one thread.
 class Engine {
  public:
-  /// Opens the directory, checks config and tensors, chooses kernels and plans memory. Reads no weights.
+  /// Opens the directory (or takes the synthetic config), checks config and tensors, chooses kernels and plans memory.
+  /// Reads no weights.
   /// Errors: of each of these parts; a plan that does not fit is not one yet (see plan()).
   static Result<std::unique_ptr<Engine>> prepare(const EngineOptions& options);
 
-  /// Allocates all memory and loads the weights. kDoesNotFit with the plan's table if it does not fit.
+  /// Allocates all memory and loads or makes the weights. kDoesNotFit with the plan's table if it does not fit.
   Result<void> load(const load::LoadOptions& options = {});
 
   const model::ModelConfig& config() const { return model_->config(); }
   const load::MemoryPlan& plan() const { return plan_; }
-  const checkpoint::Checkpoint& checkpoint() const { return checkpoint_; }
+  /// REQUIRES: the model is not synthetic.
+  const checkpoint::Checkpoint& checkpoint() const;
   const model::GenerationDefaults& generation_defaults() const { return generation_defaults_; }
   const kernels::Kernels& kernels() const { return kernels_; }
   kernels::Isa isa() const { return isa_; }
@@ -109,24 +142,49 @@ class Engine {
   /// the life of the sequence. kUsage if it exceeds the context.
   Result<Sequence> start_sequence(int64_t planned_tokens);
 
+  /// The most that one step() may hold.
+  const model::StepLimits& limits() const { return limits_; }
+
+  /// One step of any mix of decode rows and prefill chunks. What a request gets does not depend on the others, not by
+  /// a bit. Returns the logits of each request, in order. Allocates nothing as long as the sequences stay within their
+  /// planned tokens.
+  /// REQUIRES: load() succeeded; 1 to limits().sequences requests for different sequences, their tokens and rows of
+  /// logits within limits(); token ids are below config().vocab.
+  /// Errors: kUsage (longer than the context), kDoesNotFit (no free KV page); nothing was computed then.
+  Result<std::span<const StepLogits>> step(std::span<const StepRequest> requests);
+
   /// Computes tokens after those already in the sequence, in steps of at most chunk_tokens.
   /// REQUIRES: load() succeeded; token ids are below config().vocab.
   /// Errors: kUsage (longer than the context), kDoesNotFit (no free KV page), kInterrupted.
   Result<void> append(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options);
 
+  /// For benchmarks: lengthens the sequence to `length` tokens whose keys and values are random numbers of a plausible
+  /// size instead of computed ones, so that a depth costs no prefill. Every worker fills its share, with GB/s; the same
+  /// for any number of threads. REQUIRES: load() succeeded; length >= sequence.length(), which is a whole number of
+  /// pages. Errors: kUsage (longer than the context), kDoesNotFit (no free KV page).
+  Result<void> fabricate_context(Sequence& sequence, int64_t length);
+
+  /// What the steps so far spent on each phase, summed up since the last reset: bytes and flops of all workers, times
+  /// as the mean over the workers. REQUIRES: load() succeeded.
+  model::StepCounters phases() const;
+  void reset_phases();
+
  private:
   friend class Sequence;
-  Engine(checkpoint::Checkpoint checkpoint, numa::Topology topology, EngineOptions options)
-      : checkpoint_(std::move(checkpoint)), topology_(std::move(topology)), options_(std::move(options)) {}
-  void step(Sequence& sequence, std::span<const TokenId> tokens, LogitRows logit_rows);
+  Engine(numa::Topology topology, EngineOptions options)
+      : topology_(std::move(topology)), options_(std::move(options)) {}
+  Result<void> check_length(const Sequence& sequence, int64_t more) const;
+  Result<void> take_pages(Sequence& sequence, int64_t length);
 
-  checkpoint::Checkpoint checkpoint_;
   numa::Topology topology_;
   EngineOptions options_;
+  std::optional<checkpoint::Checkpoint> checkpoint_;  // absent: synthetic
+  int trained_experts_ = 0;                           // per token, as config.json says
   model::GenerationDefaults generation_defaults_;
   kernels::Isa isa_{};
   kernels::Kernels kernels_{};
   int64_t context_tokens_ = 0;
+  int kv_pages_ = 0;
   model::StepLimits limits_;
   std::unique_ptr<numa::Team> team_;
   load::WeightMemory weights_;
@@ -134,7 +192,10 @@ class Engine {
   load::MemoryPlan plan_;
   std::optional<model::KvCache> kv_;
   std::optional<model::Workspace> workspace_;
-  model::Batch batch_;  // of the running step; kept for its memory
+  // Of the running step; kept for their memory.
+  model::Batch batch_;
+  std::vector<StepLogits> step_logits_;                // [requests]
+  std::vector<std::span<const float>> append_logits_;  // [rows]
 };
 
 }  // namespace cpuinfer::run

@@ -1,0 +1,212 @@
+// From options to an engine that knows what it will do, and what it says about it. Reads no weights.
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "base/format.h"
+#include "engine/run/engine.h"
+
+namespace cpuinfer::run {
+namespace {
+
+// The length that the model was trained on, which scaling starts from.
+int64_t original_positions(const model::ModelConfig& config) {
+  if (config.rope.original_max_positions) return *config.rope.original_max_positions;
+  // Qwen3's first checkpoints say 40,960 = 32,768 + 8,192 for the answer; their cards scale from 32,768.
+  return config.max_positions == 40960 ? 32768 : config.max_positions;
+}
+
+// The longest context that the positions of a model are made for.
+int64_t position_limit(const model::ModelConfig& config) {
+  if (config.rope.type == model::RopeType::kDefault) return config.max_positions;
+  const int64_t original = config.rope.original_max_positions.value_or(config.max_positions);
+  const double scaled =
+      std::min(config.rope.factor * static_cast<double>(original), static_cast<double>(model::kMaxPositions));
+  return std::max(config.max_positions, static_cast<int64_t>(scaled));
+}
+
+// Which YaRN factor would allow a context: 2, 4 or 8, as the makers of Qwen3 validated them.
+std::string scaling_advice(const model::ModelConfig& config, int64_t context) {
+  const int64_t original = original_positions(config);
+  for (const int64_t factor : {2, 4, 8}) {
+    if (factor * original >= context)
+      return format("--rope-scaling yarn:{}:{} would allow {} tokens, at some cost in quality", factor, original,
+                    factor * original);
+  }
+  return format("no rope scaling that is known to work reaches that far (YaRN 8 gives {} tokens)", 8 * original);
+}
+
+Result<int64_t> choose_context(const model::ModelConfig& config, int64_t wanted) {
+  const int64_t limit = position_limit(config);
+  if (wanted == 0) return std::min(limit, kDefaultContextTokens);
+  if (wanted < 0) return fail(ErrorCode::kUsage, format("--ctx is {}; it must be 1 or more", wanted));
+  if (wanted > limit) {
+    return fail(ErrorCode::kUsage, format("--ctx {} is over the {} positions that this model is made for ({}); {}",
+                                          wanted, limit, model::describe(config.rope), scaling_advice(config, wanted)));
+  }
+  return wanted;
+}
+
+// The last name of a path, also of "DIR/" and ".".
+std::string model_name(const std::filesystem::path& directory) {
+  std::error_code ignored;
+  const std::filesystem::path absolute = std::filesystem::absolute(directory, ignored).lexically_normal();
+  return (absolute.has_filename() ? absolute.filename() : absolute.parent_path().filename()).string();
+}
+
+// Models that promise more experts than their checkpoint has tensors: found out before anything is made for each.
+Result<void> check_tensor_count(const model::ModelConfig& config, const checkpoint::Checkpoint& checkpoint) {
+  const int64_t moe_layers = std::count(config.moe_layers.begin(), config.moe_layers.end(), true);
+  const int64_t least = config.layers + 3 * moe_layers * config.experts;
+  const int64_t found = static_cast<int64_t>(checkpoint.tensors().size());
+  if (found >= least) return {};
+  return fail(ErrorCode::kBadInput,
+              format("{}: config.json says {} layers, {} of them with {} experts, which is at least {} tensors; the "
+                     "checkpoint has {}: config.json and weights do not belong together",
+                     checkpoint.directory().string(), config.layers, moe_layers, config.experts, least, found));
+}
+
+Result<void> check_options(const EngineOptions& options) {
+  if (options.chunk_tokens < 1 || options.chunk_tokens > 65536)
+    return fail(ErrorCode::kUsage, format("--chunk is {}; it must be between 1 and 65536", options.chunk_tokens));
+  ENSURE(options.logit_rows >= 1, "at least one row of logits is needed to choose a token");
+  ENSURE(options.sequences >= 1 && options.kv_tokens >= 0, "a step has a sequence, the cache no negative size");
+  return {};
+}
+
+Result<void> override_config(model::ModelConfig& config, const EngineOptions& options) {
+  if (options.experts != 0) {
+    if (config.experts == 0)
+      return fail(ErrorCode::kUsage, format("--experts {}: this model is dense, it has no experts", options.experts));
+    if (options.experts < 1 || options.experts > config.experts) {
+      return fail(ErrorCode::kUsage,
+                  format("--experts is {}; this model has {} experts, so it must be between 1 and {}", options.experts,
+                         config.experts, config.experts));
+    }
+    config.experts_per_token = options.experts;
+  }
+  if (options.rope) {
+    constexpr double kMaxFactor = 1e6;  // as in config.json
+    if (!(options.rope->factor >= 1 && options.rope->factor <= kMaxFactor))
+      return fail(ErrorCode::kUsage, format("the factor of --rope-scaling is {}; it must be between 1 and {}",
+                                            options.rope->factor, kMaxFactor));
+    if (options.rope->type == model::RopeType::kDynamic && config.head_dim <= 2)
+      return fail(ErrorCode::kUsage,
+                  format("--rope-scaling dynamic needs a head_dim over 2; this model has {}", config.head_dim));
+    const double theta = config.rope.theta;
+    config.rope = *options.rope;
+    config.rope.theta = theta;
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
+  TRY(check_options(options));
+  const kernels::Isa machine = kernels::detect_isa();
+  if (!kernels::covers(machine, kernels::Isa::kAvx2)) {
+    return fail(ErrorCode::kUnsupported,
+                "this CPU has no AVX2 and FMA, which cpuinfer needs (Intel since 2013, AMD since 2015)");
+  }
+  std::optional<checkpoint::Checkpoint> checkpoint;
+  if (!options.synthetic) {
+    TRY_ASSIGN(checkpoint, checkpoint::Checkpoint::open(options.model));
+  }
+  TRY_ASSIGN(model::ModelConfig config,
+             model::parse_model_config(checkpoint ? checkpoint->config() : options.synthetic->config));
+  if (checkpoint) TRY(check_tensor_count(config, *checkpoint));
+  const int trained_experts = config.experts_per_token;
+  TRY(override_config(config, options));
+  TRY_ASSIGN(const int64_t context, choose_context(config, options.context_tokens));
+  TRY_ASSIGN(numa::Topology topology, numa::Topology::detect());
+
+  std::unique_ptr<Engine> engine(new Engine(std::move(topology), options));
+  engine->checkpoint_ = std::move(checkpoint);
+  engine->trained_experts_ = trained_experts;
+  engine->context_tokens_ = context;
+  if (engine->checkpoint_ && engine->checkpoint_->generation_config() != nullptr) {
+    TRY_ASSIGN(engine->generation_defaults_, model::parse_generation_config(*engine->checkpoint_->generation_config()));
+  }
+  engine->isa_ = machine;
+  if (!options.isa.empty()) {
+    TRY_ASSIGN(engine->isa_, kernels::cap_isa(machine, options.isa));
+  }
+  TRY_ASSIGN(engine->kernels_, kernels::select_kernels(engine->isa_, {.numerics = engine->options_.numerics,
+                                                                      .gemm = engine->options_.gemm}));
+  TRY_ASSIGN(engine->team_, numa::Team::create(engine->topology_, options.threads, options.nodes));
+  TRY_ASSIGN(engine->model_, model::create_model(config, engine->team_->nodes()));
+  if (engine->checkpoint_) TRY(load::check_tensors(*engine->model_, *engine->checkpoint_));
+
+  const int sequences = options.sequences;
+  const int64_t kv_tokens = options.kv_tokens != 0 ? options.kv_tokens : context * sequences;
+  // The last page of every sequence may be nearly empty.
+  engine->kv_pages_ =
+      std::min(model::KvCache::pages_for(kv_tokens) + sequences - 1, sequences * model::KvCache::pages_for(context));
+  const int64_t chunk = std::min<int64_t>(options.chunk_tokens, context);
+  engine->limits_ = {.rows = static_cast<int>(std::max<int64_t>(chunk, sequences)),
+                     .logit_rows = std::max(options.logit_rows, sequences),
+                     .sequences = sequences,
+                     .context_tokens = kv_tokens};
+  numa::MemoryLimit available = numa::available_memory();
+  if (options.memory_limit_bytes > 0 && options.memory_limit_bytes < available.bytes)
+    available = {options.memory_limit_bytes, "--memory-limit"};
+  engine->plan_ = load::plan_memory(*engine->model_,
+                                    {.limits = engine->limits_,
+                                     .kv_pages = engine->kv_pages_,
+                                     .sequences = sequences,
+                                     .context_limit = position_limit(config),
+                                     .workers = engine->team_->workers(),
+                                     .nodes = engine->team_->nodes()},
+                                    engine->topology_, available);
+  return engine;
+}
+
+std::vector<std::string> Engine::describe() const {
+  const model::ModelConfig& c = config();
+  std::vector<std::string> lines;
+  if (checkpoint_) {
+    lines.push_back(format("model     {} ({}), {} layers, {} weights", model_name(checkpoint_->directory()),
+                           c.architecture, c.layers, format_bytes(checkpoint_->total_bytes())));
+  } else {
+    lines.push_back(format("model     {} ({}), {} layers, random weights from seed {}", options_.synthetic->name,
+                           c.architecture, c.layers, options_.synthetic->seed));
+  }
+  if (c.experts > 0) {
+    lines.push_back(
+        format("experts   {} of {} per token{}", c.experts_per_token, c.experts,
+               c.experts_per_token != trained_experts_ ? format(" (config.json says {})", trained_experts_) : ""));
+  }
+  lines.push_back(format("context   {} tokens{}, KV cache {} ({} per token)", context_tokens_,
+                         limits_.sequences == 1 ? "" : format(", {} sequences at a time", limits_.sequences),
+                         format_bytes(plan_.kv_bytes_per_token * plan_.context_tokens),
+                         format_bytes(plan_.kv_bytes_per_token)));
+  lines.push_back(format("rope      {}", model::describe(c.rope)));
+  lines.push_back(format("threads   {} on {} node{}", workers(), nodes(), nodes() == 1 ? "" : "s"));
+  const bool one = kernels_.gemm_small == kernels_.gemm_large;
+  lines.push_back(format("kernels   {}{} (numerics {}, version {}), elementwise {}", kernels_.gemm_small->name,
+                         one ? "" : format(", {} from {} rows", kernels_.gemm_large->name, kernels::kSmallM),
+                         kernels::profile_name(kernels_.profile), model::kNumericsVersion, kernels_.elementwise->name));
+  return lines;
+}
+
+const checkpoint::Checkpoint& Engine::checkpoint() const {
+  ENSURE(checkpoint_.has_value(), "a synthetic model has no checkpoint");
+  return *checkpoint_;
+}
+
+int64_t Engine::decode_weight_bytes() const {
+  // Every matrix once, of the experts only those that a token uses; of an untied embedding one row, which is nothing.
+  const model::ModelConfig& c = config();
+  int64_t bytes = 0;
+  model_->visit_weights([&](const model::WeightSpec& spec) {
+    if (spec.matrix == nullptr || spec.purpose == "embedding") return;
+    for (int node = 0; node < spec.matrix->nodes(); ++node) {
+      const int64_t shard = spec.matrix->shard_bytes(node);
+      bytes += spec.purpose == "experts" ? shard * c.experts_per_token / c.experts : shard;
+    }
+  });
+  return bytes;
+}
+
+}  // namespace cpuinfer::run

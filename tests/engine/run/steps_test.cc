@@ -1,0 +1,142 @@
+// Steps of many sequences: what is refused, and that fabricated contexts and counters are what they say. The bits are
+// tested by batch_invariance_test.
+#include <cmath>
+
+#include "tests/engine/run/synthetic_engine.h"
+
+using namespace cpuinfer;
+using namespace cpuinfer::run;
+
+namespace {
+
+EngineOptions small_options(int sequences, int64_t context) {
+  EngineOptions options;
+  options.synthetic = small_model(8192);
+  options.context_tokens = context;
+  options.sequences = sequences;
+  options.threads = 2;
+  return options;
+}
+
+std::vector<Sequence> started(Engine& engine, int count) {
+  std::vector<Sequence> sequences;
+  for (int i = 0; i < count; ++i) {
+    auto sequence = engine.start_sequence(engine.context_tokens());
+    REQUIRE(sequence);
+    sequences.push_back(std::move(*sequence));
+  }
+  return sequences;
+}
+
+}  // namespace
+
+TEST_CASE("a synthetic engine needs no files and says what it is") {
+  const auto engine = loaded_engine(small_options(3, 512));
+  const std::vector<std::string> facts = engine->describe();
+  CHECK(facts[0] == "model     small (Qwen3MoeForCausalLM), 1 layers, random weights from seed 1");
+  CHECK(facts[2].starts_with("context   512 tokens, 3 sequences at a time, KV cache 192.0 KiB"));
+  CHECK(engine->limits().sequences == 3);
+  CHECK(engine->limits().logit_rows == 3);
+
+  EngineOptions bad = small_options(1, 512);
+  bad.synthetic->config.set("hidden_size", -1);
+  const auto refused = Engine::prepare(bad);
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().message.find("hidden_size") != std::string::npos);
+}
+
+TEST_CASE("the KV cache is planned for all sequences, and refused before it is allocated") {
+  const auto kv_bytes = [](const EngineOptions& options) {
+    const auto engine = Engine::prepare(options);
+    REQUIRE(engine);
+    for (const load::PlanLine& line : (*engine)->plan().lines)
+      if (line.purpose == "KV cache") return line.total();
+    return int64_t{0};
+  };
+  const int64_t page = 256 * 128;
+  CHECK(kv_bytes(small_options(1, 300)) == 2 * page);
+  CHECK(kv_bytes(small_options(5, 300)) == 10 * page);
+  EngineOptions shared = small_options(5, 4096);
+  shared.kv_tokens = 1024;  // 4 pages, and one that is nearly empty for each other sequence
+  CHECK(kv_bytes(shared) == 8 * page);
+
+  EngineOptions large = small_options(4096, 8192);
+  large.memory_limit_bytes = 600_MiB;
+  auto engine = Engine::prepare(large);
+  REQUIRE(engine);
+  const auto loading = (*engine)->load();
+  REQUIRE_FALSE(loading);
+  CHECK(loading.error().code == ErrorCode::kDoesNotFit);
+  CHECK(loading.error().message.find("KV cache") != std::string::npos);
+  CHECK(loading.error().message.find("would fit") != std::string::npos);
+}
+
+TEST_CASE("a step over the context or the pages is refused and computes nothing") {
+  EngineOptions options = small_options(2, 600);
+  options.kv_tokens = 600;  // 4 pages
+  const auto engine = loaded_engine(options);
+  std::vector<Sequence> sequences = started(*engine, 2);
+  const std::vector<TokenId> tokens(500, 3);
+  const std::span<const TokenId> all(tokens);
+  {
+    const StepRequest request[] = {{&sequences[0], all, LogitRows::kNone}};
+    const auto logits = engine->step(request);
+    REQUIRE(logits);
+    CHECK((*logits)[0].rows() == 0);
+  }
+  const StepRequest too_long[] = {{&sequences[1], all.first(1), LogitRows::kLast},
+                                  {&sequences[0], all.first(101), LogitRows::kLast}};
+  const auto refused = engine->step(too_long);
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == ErrorCode::kUsage);
+  CHECK(refused.error().message == "101 tokens do not fit into a context of 600 that already holds 500; raise --ctx");
+
+  // 2 pages are taken; both sequences would need 3.
+  AppendOptions append;
+  append.logit_rows = LogitRows::kNone;
+  REQUIRE(engine->append(sequences[1], all.first(300), append));
+  const StepRequest too_many[] = {{&sequences[0], all.first(50), LogitRows::kLast},
+                                  {&sequences[1], all.first(250), LogitRows::kLast}};
+  const auto full = engine->step(too_many);
+  REQUIRE_FALSE(full);
+  CHECK(full.error().code == ErrorCode::kDoesNotFit);
+  CHECK(sequences[0].length() == 500);
+  CHECK(sequences[1].length() == 300);
+  // One of them alone still fits.
+  const StepRequest alone[] = {{&sequences[1], all.first(200), LogitRows::kLast}};
+  REQUIRE(engine->step(alone));
+  CHECK(sequences[1].length() == 500);
+}
+
+TEST_CASE("a fabricated context is finite, repeatable and the same for any number of threads") {
+  std::vector<float> expected;
+  for (const int threads : {1, 2, 3}) {
+    EngineOptions options = small_options(1, 3000);
+    options.threads = threads;
+    const auto engine = loaded_engine(options);
+    for (const int64_t depth : {2900, 2560, 2900}) {
+      std::vector<Sequence> sequences = started(*engine, 1);
+      REQUIRE(engine->fabricate_context(sequences[0], 256));
+      REQUIRE(engine->fabricate_context(sequences[0], depth));
+      CHECK(sequences[0].length() == depth);
+      const TokenId tokens[] = {5, 7, 11};
+      const StepRequest request[] = {{&sequences[0], tokens, LogitRows::kLast}};
+      const auto logits = engine->step(request);
+      REQUIRE(logits);
+      const std::vector<float> found((*logits)[0][0].begin(), (*logits)[0][0].end());
+      for (const float value : found) REQUIRE(std::isfinite(value));
+      if (depth != 2900) {
+        CHECK(found != expected);
+      } else if (expected.empty()) {
+        expected = found;
+      } else {
+        CHECK(found == expected);
+      }
+    }
+    std::vector<Sequence> sequences = started(*engine, 1);
+    const auto too_long = engine->fabricate_context(sequences[0], 3001);
+    REQUIRE_FALSE(too_long);
+    CHECK(too_long.error().message ==
+          "3001 tokens do not fit into a context of 3000 that already holds 0; raise --ctx");
+  }
+}
