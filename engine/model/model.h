@@ -33,6 +33,10 @@ class Model {
   virtual ~Model() = default;
   virtual const ModelConfig& config() const = 0;
 
+  /// Experts per token from the next step on, for measurements; config() says the new number afterwards.
+  /// REQUIRES: a model with experts, 1 <= experts <= the number that the workspace was made for.
+  virtual void set_experts_per_token(int experts) = 0;
+
   /// Calls visitor(spec) for every weight, in the order of use: the one list that planner, checker, loader and
   /// `synth` share.
   virtual void visit_weights(const WeightVisitor& visitor) = 0;

@@ -81,6 +81,7 @@ class Qwen3 final : public Model {
   }
 
   const ModelConfig& config() const override { return config_; }
+  void set_experts_per_token(int experts) override { config_.experts_per_token = experts; }
   void visit_weights(const WeightVisitor& visitor) override;
   void forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& workspace) override;
 

@@ -186,6 +186,11 @@ Result<void> Engine::fabricate_context(Sequence& sequence, int64_t length) {
   return {};
 }
 
+void Engine::set_experts(int experts) {
+  ENSURE(experts >= 1 && experts <= planned_experts_, "memory is planned for the most experts per token");
+  model_->set_experts_per_token(experts);
+}
+
 model::StepCounters Engine::phases() const {
   ENSURE(workspace_.has_value(), "load() comes before counters");
   model::StepCounters sum{};

@@ -164,6 +164,10 @@ class Engine {
   /// pages. Errors: kUsage (longer than the context), kDoesNotFit (no free KV page).
   Result<void> fabricate_context(Sequence& sequence, int64_t length);
 
+  /// For benchmarks: experts per token from the next step on, so that one loaded model serves several cases.
+  /// REQUIRES: a model with experts, 1 <= experts <= those of EngineOptions or config.json at prepare().
+  void set_experts(int experts);
+
   /// What the steps so far spent on each phase, summed up since the last reset: bytes and flops of all workers, times
   /// as the mean over the workers. REQUIRES: load() succeeded.
   model::StepCounters phases() const;
@@ -180,6 +184,7 @@ class Engine {
   EngineOptions options_;
   std::optional<checkpoint::Checkpoint> checkpoint_;  // absent: synthetic
   int trained_experts_ = 0;                           // per token, as config.json says
+  int planned_experts_ = 0;                           // per token, that memory is planned for
   model::GenerationDefaults generation_defaults_;
   kernels::Isa isa_{};
   kernels::Kernels kernels_{};

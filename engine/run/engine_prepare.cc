@@ -124,6 +124,7 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   std::unique_ptr<Engine> engine(new Engine(std::move(topology), options));
   engine->checkpoint_ = std::move(checkpoint);
   engine->trained_experts_ = trained_experts;
+  engine->planned_experts_ = config.experts_per_token;
   engine->context_tokens_ = context;
   if (engine->checkpoint_ && engine->checkpoint_->generation_config() != nullptr) {
     TRY_ASSIGN(engine->generation_defaults_, model::parse_generation_config(*engine->checkpoint_->generation_config()));

@@ -140,3 +140,27 @@ TEST_CASE("a fabricated context is finite, repeatable and the same for any numbe
           "3001 tokens do not fit into a context of 3000 that already holds 0; raise --ctx");
   }
 }
+
+TEST_CASE("changing the number of experts equals an engine made with it") {
+  const auto logits_of = [](Engine& engine) {
+    std::vector<Sequence> sequences = started(engine, 1);
+    const TokenId tokens[] = {5, 7, 11, 190, 33};
+    const StepRequest request[] = {{&sequences[0], tokens, LogitRows::kLast}};
+    const auto logits = engine.step(request);
+    REQUIRE(logits);
+    return std::vector<float>((*logits)[0][0].begin(), (*logits)[0][0].end());
+  };
+  EngineOptions options = small_options(1, 512);
+  options.experts = 6;
+  const auto most = loaded_engine(options);
+  std::vector<float> previous;
+  for (const int experts : {6, 2, 5}) {
+    options.experts = experts;
+    most->set_experts(experts);
+    CHECK(most->config().experts_per_token == experts);
+    const std::vector<float> found = logits_of(*most);
+    CHECK(found == logits_of(*loaded_engine(options)));
+    CHECK(found != previous);
+    previous = found;
+  }
+}
