@@ -14,5 +14,6 @@ Result<int> tokenize_command(const TokenizeOptions& options);
 Result<int> detokenize_command(const DetokenizeOptions& options);
 Result<int> score_command(const ScoreOptions& options);
 Result<int> synth_command(const SynthOptions& options);
+Result<int> bench_host_command(const BenchHostOptions& options);
 
 }  // namespace cpuinfer::tools

@@ -31,6 +31,7 @@ Result<int> execute(const TokenizeOptions& options) { return tokenize_command(op
 Result<int> execute(const DetokenizeOptions& options) { return detokenize_command(options); }
 Result<int> execute(const ScoreOptions& options) { return score_command(options); }
 Result<int> execute(const SynthOptions& options) { return synth_command(options); }
+Result<int> execute(const BenchHostOptions& options) { return bench_host_command(options); }
 
 Result<int> execute_command_line(const std::vector<std::string>& arguments) {
   TRY_ASSIGN(const CommandLine command, parse_command_line(arguments, [](const char* name) {

@@ -96,13 +96,26 @@ struct SynthOptions {
   int64_t shard_bytes = 5_GiB;
 };
 
+/// `cpuinfer bench host`.
+struct BenchHostOptions {
+  ConsoleOptions console;
+  std::string model;  ///< directory or name of the model whose files are read for the disk's speed; empty: none
+  std::optional<std::string> disk;  ///< directory for a file to read, if no model is given; absent: the system's
+  int threads = 0;
+  int nodes = 0;
+  std::string isa;           ///< cap on instruction sets; empty: none
+  int64_t buffer_bytes = 0;  ///< read per node; 0: 1 GiB, less where memory is short
+  bool quick = false;        ///< small buffers, short samples: shows that it works, not how fast
+  bool json = false;
+};
+
 /// Text for stdout instead of a command: help or version.
 struct ShowText {
   std::string text;
 };
 
 using CommandLine = std::variant<ShowText, RunOptions, PlanOptions, DoctorOptions, TokenizeOptions, DetokenizeOptions,
-                                 ScoreOptions, SynthOptions>;
+                                 ScoreOptions, SynthOptions, BenchHostOptions>;
 
 /// Gives an environment variable's value, or nullopt.
 using Environment = std::function<std::optional<std::string>(const char*)>;

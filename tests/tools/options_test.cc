@@ -11,6 +11,7 @@
 
 #include "base/format.h"
 #include "tools/exit_codes.h"
+#include "tools/option_table.h"
 #include "tools/option_values.h"
 
 using namespace cpuinfer;
@@ -42,8 +43,14 @@ std::string usage_error(const std::vector<std::string>& arguments, const Variabl
 }
 
 std::string help_of(const std::string& command) {
-  const Result<CommandLine> parsed =
-      parse(command.empty() ? std::vector<std::string>{"--help"} : std::vector<std::string>{command, "--help"});
+  std::vector<std::string> arguments;  // "bench host" is two
+  for (size_t start = 0; start < command.size();) {
+    const size_t space = std::min(command.find(' ', start), command.size());
+    arguments.push_back(command.substr(start, space - start));
+    start = space + 1;
+  }
+  arguments.push_back("--help");
+  const Result<CommandLine> parsed = parse(arguments);
   REQUIRE(parsed.has_value());
   return std::get<ShowText>(*parsed).text;
 }
@@ -265,6 +272,46 @@ TEST_CASE("what does not go together") {
   CHECK(contains(usage_error({"synth", "tiny", "-o", "d", "--dtype", "int8"}), "it must be one of bf16, f16, f32"));
 }
 
+TEST_CASE("benchmarks are commands of two words") {
+  const Result<CommandLine> command = parse({"bench", "host", "-t", "2", "--nodes", "1", "--isa", "avx2", "--buffer",
+                                             "64M", "--disk", "D", "--quick", "--json", "-q"});
+  REQUIRE(command.has_value());
+  const BenchHostOptions& o = std::get<BenchHostOptions>(*command);
+  CHECK(o.threads == 2);
+  CHECK(o.nodes == 1);
+  CHECK(o.isa == "avx2");
+  CHECK(o.buffer_bytes == 64_MiB);
+  CHECK(o.disk == "D");
+  CHECK(o.quick);
+  CHECK(o.json);
+  CHECK(o.console.quiet);
+  CHECK(usage_error({"bench"}).starts_with("bench needs a name: one of host"));
+  CHECK(usage_error({"bench", "hots"})
+            .starts_with("unknown benchmark 'hots'; did you mean 'host'?; it must be one of host"));
+  CHECK(usage_error({"bench", "xyzzy"}).starts_with("unknown benchmark 'xyzzy'; it must be one of host"));
+  CHECK(usage_error({"bench", "--quick"}).starts_with("unknown benchmark '--quick'"));
+  CHECK(contains(usage_error({"bench", "host", "--bufer", "1G"}), "did you mean '--buffer'?"));
+  CHECK(usage_error({"bench", "host", "--bufer", "1G"}).ends_with("'cpuinfer bench host --help' lists the options"));
+  CHECK(contains(usage_error({"bench", "host", "-m", "M", "--disk", "D"}), "--model and --disk exclude each other"));
+  CHECK(contains(usage_error({"bench", "host", "--buffer", "many"}), "it must be a size such as"));
+  CHECK(contains(help_of("bench"), "cpuinfer bench NAME --help"));
+  CHECK(contains(std::get<ShowText>(*parse({"help", "bench", "host"})).text, "--buffer"));
+}
+
+TEST_CASE("lists of counts") {
+  std::vector<int> list = {5};
+  const Setter set = counts_into(list, 0, 10000);
+  CHECK(set("--m", "1,2,4k").has_value());
+  CHECK(list == std::vector<int>{1, 2, 4096});
+  CHECK(set("--m", "7").has_value());
+  CHECK(list == std::vector<int>{7});
+  for (const char* wrong : {"", ",", "1,", ",1", "1,,2", "1;2", "1,-2", "1,10001"}) {
+    INFO(wrong);
+    REQUIRE_FALSE(set("--m", wrong).has_value());
+    CHECK(contains(set("--m", wrong).error().message, "it must be a whole number between 0 and 10000"));
+  }
+}
+
 TEST_CASE("exit codes") {
   CHECK(exit_code(ErrorCode::kUsage, 0) == 2);
   CHECK(exit_code(ErrorCode::kNotFound, 0) == 66);
@@ -287,7 +334,7 @@ TEST_CASE("the manual and docs/cli.md name every command and option of the help"
   const std::string markdown = slurp("/docs/cli.md");
   std::string manual = slurp("/docs/man/cpuinfer.1");
   int options = 0;
-  for (const char* command : {"", "plan", "doctor", "tokenize", "detokenize", "score", "synth"}) {
+  for (const char* command : {"", "plan", "doctor", "tokenize", "detokenize", "score", "synth", "bench host"}) {
     const std::string help = help_of(command);
     CHECK(contains(markdown, command));
     CHECK(contains(manual, command));

@@ -1,0 +1,69 @@
+#include "tools/option_groups.h"
+
+namespace cpuinfer::tools {
+
+void add_console(OptionTable& table, ConsoleOptions& options, const Environment& environment) {
+  options.color = !environment("NO_COLOR").has_value();
+  table.group("General");
+  table.value("--progress", "HOW", "auto, bar, plain (a line now and then) or none",
+              choice_into(options.progress, {{"auto", ProgressMode::kAuto},
+                                             {"bar", ProgressMode::kBar},
+                                             {"plain", ProgressMode::kPlain},
+                                             {"none", ProgressMode::kNone}}));
+  table.flag("-q,--quiet", "Only warnings and errors on stderr", [&options] { options.quiet = true; });
+  table.flag("-v,--verbose", "Say more on stderr", [&options] { options.verbose = true; });
+}
+
+void add_json(OptionTable& table, bool& json, const char* help) {
+  table.flag("--json", help, [&json] { json = true; }, Variable::kNo);
+}
+
+void add_model_name(OptionTable& table, std::string& model) {
+  table.value("-m,--model", "NAME|DIR", "Model: a directory, or a name (see 'Models' in cpuinfer(1))",
+              text_into(model));
+}
+
+void add_isa(OptionTable& table, std::string& isa) {
+  table.value("--isa", "LEVEL",
+              "Use no instructions beyond this level: reference,\navx2, avx512, avx512_bf16, amx [all the CPU has]",
+              text_into(isa));
+}
+
+void add_workers(OptionTable& table, int& threads, int& nodes) {
+  table.value("-t,--threads", "N", "Worker threads [one per physical core]", count_into(threads, 1, kMaxThreads));
+  table.value("--nodes", "N", "Memory nodes to use [all]", count_into(nodes, 1, 1024));
+}
+
+void add_model(OptionTable& table, ModelOptions& options) {
+  run::EngineOptions& engine = options.engine;
+  table.group("Model");
+  add_model_name(table, options.model);
+  table.value("-c,--ctx", "TOKENS",
+              "Context: prompt and answer together; 256k = 262144\n[the model's limit, at most 32k]",
+              count_into(engine.context_tokens, 1, INT64_MAX));
+  table.value("--experts", "K", "Experts per token, instead of config.json's number",
+              count_into(engine.experts, 1, INT32_MAX));
+  table.value("--rope-scaling", "TYPE:FACTOR",
+              "default, linear:F, dynamic:F or yarn:F[:ORIGINAL],\ninstead of config.json's",
+              [&engine](std::string_view name, const std::string& value) -> Result<void> {
+                TRY_ASSIGN(engine.rope, parse_rope_scaling(name, value));
+                return {};
+              });
+  table.value("--memory-limit", "SIZE", "Use at most this much memory: 512MiB, 1.5TiB",
+              size_into(engine.memory_limit_bytes));
+  table.group("Machine");
+  add_workers(table, engine.threads, engine.nodes);
+  table.value("--chunk", "TOKENS", "Most prompt tokens in one step [512]; changes no result",
+              count_into(engine.chunk_tokens, 1, 65536));
+  add_isa(table, engine.isa);
+  table.value("--numerics", "PROFILE", "auto, dp or amx: the order of additions, see\ndocs/numerics.md",
+              text_into(engine.numerics));
+  table.value("--gemm", "NAME", "Matrix kernel by name ('doctor' lists them) [auto]", text_into(engine.gemm));
+}
+
+Result<void> require_model(const OptionTable& table, const std::string& model) {
+  if (model.empty()) return table.usage("no model: give --model with a directory or a name");
+  return {};
+}
+
+}  // namespace cpuinfer::tools

@@ -1,0 +1,35 @@
+// Groups of options that commands share, and the tables of all commands.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "tools/option_table.h"
+#include "tools/options.h"
+
+namespace cpuinfer::tools {
+
+inline constexpr int kMaxThreads = 8192;
+
+/// --progress, --quiet, --verbose, and NO_COLOR.
+void add_console(OptionTable& table, ConsoleOptions& options, const Environment& environment);
+void add_json(OptionTable& table, bool& json, const char* help);
+/// --model alone.
+void add_model_name(OptionTable& table, std::string& model);
+void add_isa(OptionTable& table, std::string& isa);
+/// --threads and --nodes.
+void add_workers(OptionTable& table, int& threads, int& nodes);
+/// Groups Model and Machine: all of the engine.
+void add_model(OptionTable& table, ModelOptions& options);
+/// kUsage if no model was given.
+Result<void> require_model(const OptionTable& table, const std::string& model);
+
+// One function per command: its arguments (without its name) to its options. Errors: kUsage.
+using ParseCommand = Result<CommandLine>(const std::vector<std::string>& arguments, const Environment& environment);
+ParseCommand parse_run;                                                                // options_run.cc
+ParseCommand parse_plan, parse_doctor, parse_tokenize, parse_detokenize, parse_score;  // options_commands.cc
+ParseCommand parse_synth;                                                              // options_commands.cc
+ParseCommand parse_bench;                                                              // options_bench.cc
+
+}  // namespace cpuinfer::tools

@@ -1,0 +1,107 @@
+// The options of the commands that look at models, texts and the machine.
+#include "tools/option_groups.h"
+
+namespace cpuinfer::tools {
+
+Result<CommandLine> parse_plan(const std::vector<std::string>& arguments, const Environment& environment) {
+  PlanOptions o;
+  OptionTable table("cpuinfer plan",
+                    "Print the memory a model needs here and whether it fits; reads no weights.\n"
+                    "Exit status 0 if it fits, 78 if not.");
+  add_model(table, o.model);
+  add_console(table, o.console, environment);
+  add_json(table, o.json, "Print JSON");
+  TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
+  if (help) return ShowText{*help};
+  TRY(require_model(table, o.model.model));
+  return o;
+}
+
+Result<CommandLine> parse_doctor(const std::vector<std::string>& arguments, const Environment& environment) {
+  DoctorOptions o;
+  OptionTable table("cpuinfer doctor",
+                    "Check whether this machine is set up so that models run well.\n"
+                    "Exit status 1 if something keeps them from running.");
+  add_isa(table, o.isa);
+  add_console(table, o.console, environment);
+  add_json(table, o.json, "Print JSON");
+  TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
+  if (help) return ShowText{*help};
+  return o;
+}
+
+Result<CommandLine> parse_tokenize(const std::vector<std::string>& arguments, const Environment& environment) {
+  TokenizeOptions o;
+  OptionTable table("cpuinfer tokenize", "Print the token ids of the text on stdin as a JSON array.");
+  add_model_name(table, o.model);
+  table.flag(
+      "--no-special", "Take <|im_end|> and the like as plain text", [&o] { o.no_special = true; }, Variable::kNo);
+  add_console(table, o.console, environment);
+  TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
+  if (help) return ShowText{*help};
+  TRY(require_model(table, o.model));
+  return o;
+}
+
+Result<CommandLine> parse_detokenize(const std::vector<std::string>& arguments, const Environment& environment) {
+  DetokenizeOptions o;
+  OptionTable table("cpuinfer detokenize", "Print the text of the JSON array of token ids on stdin.");
+  add_model_name(table, o.model);
+  table.flag("--no-special", "Leave out special tokens", [&o] { o.no_special = true; }, Variable::kNo);
+  add_console(table, o.console, environment);
+  TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
+  if (help) return ShowText{*help};
+  TRY(require_model(table, o.model));
+  return o;
+}
+
+Result<CommandLine> parse_score(const std::vector<std::string>& arguments, const Environment& environment) {
+  ScoreOptions o;
+  OptionTable table("cpuinfer score",
+                    "Compute the probability that a model gives to a text (stdin, or a file):\n"
+                    "negative log-likelihood in nats, and perplexity.");
+  add_model(table, o.model);
+  table.group("Text");
+  table.value("-f,--file", "FILE", "Text file instead of stdin", text_into(o.file), Variable::kNo);
+  table.value("--ids", "FILE", "JSON array of token ids instead of text", text_into(o.ids_file), Variable::kNo);
+  table.value("--logits", "FILE.npy", "Write all logits: float32 [tokens, vocab]", text_into(o.logits_file),
+              Variable::kNo);
+  add_json(table, o.json, "Print JSON, with a hash of all logits");
+  add_console(table, o.console, environment);
+  TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
+  if (help) return ShowText{*help};
+  TRY(require_model(table, o.model.model));
+  if (o.file && o.ids_file) return table.usage("--file and --ids exclude each other");
+  return o;
+}
+
+Result<CommandLine> parse_synth(const std::vector<std::string>& arguments, const Environment& environment) {
+  SynthOptions o;
+  OptionTable table("cpuinfer synth",
+                    "Write a checkpoint with random weights: for benches and tests, it writes no sense.");
+  table.positional("NAME",
+                   "Sizes of: qwen3-0.6b, -1.7b, -4b, -8b, -14b, -32b, -30b-a3b,\n-30b-a3b-2507, -235b-a22b, "
+                   "qwen3-coder-480b-a35b, tiny",
+                   o.name);
+  table.value("-o,--output", "DIR", "Directory to write; must be new or empty", text_into(o.output), Variable::kNo);
+  table.value("--config", "FILE", "config.json with the sizes, instead of NAME", text_into(o.config_file),
+              Variable::kNo);
+  table.value("--layers", "N", "So many layers", count_into(o.layers, 1, 10000), Variable::kNo);
+  table.value("--seed", "N", "The same seed gives the same bytes [0]", seed_into(o.seed), Variable::kNo);
+  table.value("--dtype", "TYPE", "bf16, f16 or f32 [bf16]",
+              choice_into(o.dtype, {{"bf16", DType::kBF16}, {"f16", DType::kF16}, {"f32", DType::kF32}}),
+              Variable::kNo);
+  table.value("--tokenizer", "DIR", "Copy tokenizer.json and tokenizer_config.json from\nhere", text_into(o.tokenizer),
+              Variable::kNo);
+  table.value("--shard-size", "SIZE", "Largest file [5GiB]", size_into(o.shard_bytes), Variable::kNo);
+  table.value("-t,--threads", "N", "Files written at the same time [number of CPUs]",
+              count_into(o.threads, 1, kMaxThreads));
+  add_console(table, o.console, environment);
+  TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
+  if (help) return ShowText{*help};
+  if (o.name.empty() == !o.config_file) return table.usage("give either a NAME or --config FILE");
+  if (o.output.empty()) return table.usage("no directory to write to: give --output DIR");
+  return o;
+}
+
+}  // namespace cpuinfer::tools
