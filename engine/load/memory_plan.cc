@@ -140,13 +140,13 @@ Json MemoryPlan::json() const {
   return json;
 }
 
-Result<void> MemoryPlan::check() const {
+Result<void> MemoryPlan::check(std::string_view advice) const {
   if (fits()) return {};
-  const int64_t context = largest_context;
-  const std::string advice = context > 0
-                                 ? format("--ctx {} would fit", context)
-                                 : std::string("no context fits: free memory, or use a machine with more of it");
-  return fail(ErrorCode::kDoesNotFit, format("not enough memory, nothing was loaded\n{}\n{}", table(), advice));
+  const std::string own = largest_context > 0
+                              ? format("--ctx {} would fit", largest_context)
+                              : std::string("no context fits: free memory, or use a machine with more of it");
+  return fail(ErrorCode::kDoesNotFit,
+              format("not enough memory, nothing was loaded\n{}\n{}", table(), advice.empty() ? own : advice));
 }
 
 }  // namespace cpuinfer::load

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/json.h"
@@ -46,8 +47,8 @@ struct MemoryPlan {
   /// The table for people, and its sentences. No trailing newline.
   std::string table() const;
   Json json() const;
-  /// Nothing if it fits; otherwise kDoesNotFit with the table and what to do.
-  Result<void> check() const;
+  /// Nothing if it fits; otherwise kDoesNotFit with the table and what to do: `advice`, or the context that would fit.
+  Result<void> check(std::string_view advice = {}) const;
 };
 
 /// Memory kept free for the tokenizer, thread stacks, page tables of huge mappings and the system.

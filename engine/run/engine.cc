@@ -1,6 +1,7 @@
 #include "engine/run/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "base/check.h"
@@ -114,6 +115,8 @@ Result<void> Engine::take_pages(Sequence& sequence, int64_t length) {
 }
 
 Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> requests) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point started = Clock::now();
   ENSURE(kv_.has_value() && workspace_.has_value(), "load() comes before steps");
   ENSURE(!requests.empty() && static_cast<int>(requests.size()) <= limits_.sequences,
          "a step has at least one request and at most limits().sequences");
@@ -150,11 +153,18 @@ Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> re
     step_logits_.emplace_back(logits, wanted, config().vocab);
     for (int row = first + rows - wanted; row < first + rows; ++row) batch_.logit_rows.push_back(row);
   }
+  const StepKind kind = batch_.rows() == static_cast<int>(requests.size()) ? StepKind::kDecode : StepKind::kPrefill;
+  if (kind != counted_kind_) collect_counters();
+  counted_kind_ = kind;
   model_->forward({*team_, kernels_}, batch_, *kv_, *workspace_);
   for (const StepRequest& request : requests) {
     std::vector<TokenId>& tokens = request.sequence->tokens_;
     tokens.insert(tokens.end(), request.tokens.begin(), request.tokens.end());
   }
+  StepProfile& profile = profiles_[static_cast<int>(kind)];
+  ++profile.steps;
+  profile.tokens += batch_.rows();
+  profile.ns += std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - started).count();
   return step_logits_;
 }
 
@@ -191,22 +201,39 @@ void Engine::set_experts(int experts) {
   model_->set_experts_per_token(experts);
 }
 
-model::StepCounters Engine::phases() const {
+// Moves what the workers have counted to the profile of the kind of steps that they counted.
+void Engine::collect_counters() {
   ENSURE(workspace_.has_value(), "load() comes before counters");
   model::StepCounters sum{};
   const int64_t workers = static_cast<int64_t>(workspace_->workers.size());
-  for (const model::WorkerScratch& worker : workspace_->workers)
+  for (model::WorkerScratch& worker : workspace_->workers) {
     for (int phase = 0; phase < model::kPhases; ++phase) sum[phase] += worker.counters[phase];
-  for (model::PhaseCounters& phase : sum) {
-    phase.busy_ns /= workers;
-    phase.wait_ns /= workers;
+    worker.counters = {};
   }
-  return sum;
+  model::StepCounters& phases = profiles_[static_cast<int>(counted_kind_)].phases;
+  for (int phase = 0; phase < model::kPhases; ++phase) {
+    sum[phase].busy_ns /= workers;
+    sum[phase].wait_ns /= workers;
+    phases[phase] += sum[phase];
+  }
 }
 
-void Engine::reset_phases() {
-  ENSURE(workspace_.has_value(), "load() comes before counters");
-  for (model::WorkerScratch& worker : workspace_->workers) worker.counters = {};
+StepProfile Engine::profile(StepKind kind) {
+  collect_counters();
+  return profiles_[static_cast<int>(kind)];
+}
+
+void Engine::reset_profile() {
+  collect_counters();
+  profiles_ = {};
+}
+
+StepProfile& StepProfile::operator+=(const StepProfile& other) {
+  for (int phase = 0; phase < model::kPhases; ++phase) phases[phase] += other.phases[phase];
+  steps += other.steps;
+  tokens += other.tokens;
+  ns += other.ns;
+  return *this;
 }
 
 }  // namespace cpuinfer::run

@@ -1,6 +1,7 @@
 // Engine: a model that is planned, loaded and ready to compute, and the sequences that live in its KV cache.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <filesystem>
 #include <functional>
@@ -35,17 +36,18 @@ struct EngineOptions {
   std::optional<SyntheticModel> synthetic;  ///< instead of `model`
   int64_t context_tokens = 0;               ///< of a sequence; 0: the model's limit, at most kDefaultContextTokens
   int sequences = 1;                        ///< most sequences in a step
-  int64_t kv_tokens = 0;  ///< that the KV cache holds for all sequences together; 0: context_tokens for each
-  int experts = 0;        ///< experts per token; 0: as config.json says
-  std::optional<model::RopeConfig> rope;  ///< replaces the scaling of config.json; its theta is not used
-  int threads = 0;                        ///< 0: one per physical core
-  int nodes = 0;                          ///< 0: all memory nodes
-  int chunk_tokens = 512;                 ///< most tokens of a prefill step
-  int logit_rows = 1;                     ///< most rows per step whose logits may be asked for
-  std::string isa;                        ///< cap on instruction sets; empty: all that the CPU has
-  std::string numerics = "auto";          ///< kernels::KernelRequest
-  std::string gemm = "auto";              ///< kernels::KernelRequest
-  int64_t memory_limit_bytes = 0;         ///< further cap on memory; 0: none
+  int64_t kv_tokens = 0;                    ///< of the KV cache, all sequences together, each in whole pages of
+                                            ///< kernels::kLeafTokens; 0: context_tokens for each
+  int experts = 0;                          ///< experts per token; 0: as config.json says
+  std::optional<model::RopeConfig> rope;    ///< replaces the scaling of config.json; its theta is not used
+  int threads = 0;                          ///< 0: one per physical core
+  int nodes = 0;                            ///< 0: all memory nodes
+  int chunk_tokens = 512;                   ///< most tokens of a prefill step
+  int logit_rows = 1;                       ///< most rows per step whose logits may be asked for
+  std::string isa;                          ///< cap on instruction sets; empty: all that the CPU has
+  std::string numerics = "auto";            ///< kernels::KernelRequest
+  std::string gemm = "auto";                ///< kernels::KernelRequest
+  int64_t memory_limit_bytes = 0;           ///< further cap on memory; 0: none
 };
 
 inline constexpr int64_t kDefaultContextTokens = 32768;
@@ -112,6 +114,19 @@ class StepLogits {
   int rows_ = 0, vocab_ = 0;
 };
 
+/// Decode: every request of the step has one token. Prefill: all other steps.
+enum class StepKind { kDecode, kPrefill };
+
+/// What steps cost, summed up.
+struct StepProfile {
+  model::StepCounters phases{};  ///< bytes and flops of all workers; times as the mean over the workers
+  int64_t steps = 0;
+  int64_t tokens = 0;  ///< rows of all steps
+  int64_t ns = 0;      ///< from the beginning to the end of the steps
+
+  StepProfile& operator+=(const StepProfile& other);
+};
+
 /// Owns everything: topology, team, kernels, model, weights, KV cache. Lives behind a pointer; used by one thread.
 class Engine {
  public:
@@ -168,10 +183,14 @@ class Engine {
   /// REQUIRES: a model with experts, 1 <= experts <= those of EngineOptions or config.json at prepare().
   void set_experts(int experts);
 
-  /// What the steps so far spent on each phase, summed up since the last reset: bytes and flops of all workers, times
-  /// as the mean over the workers. REQUIRES: load() succeeded.
-  model::StepCounters phases() const;
-  void reset_phases();
+  /// What the steps of a kind cost since the last reset. REQUIRES: load() succeeded.
+  StepProfile profile(StepKind kind);
+  void reset_profile();
+
+  /// Where the weights lie, one buffer per node; empty before load().
+  const load::WeightMemory& weights() const { return weights_; }
+  /// The workers, to measure the machine with them between steps.
+  numa::Team& team() { return *team_; }
 
  private:
   friend class Sequence;
@@ -179,6 +198,7 @@ class Engine {
       : topology_(std::move(topology)), options_(std::move(options)) {}
   Result<void> check_length(const Sequence& sequence, int64_t more) const;
   Result<void> take_pages(Sequence& sequence, int64_t length);
+  void collect_counters();
 
   numa::Topology topology_;
   EngineOptions options_;
@@ -197,6 +217,8 @@ class Engine {
   load::MemoryPlan plan_;
   std::optional<model::KvCache> kv_;
   std::optional<model::Workspace> workspace_;
+  std::array<StepProfile, 2> profiles_;        // by StepKind
+  StepKind counted_kind_ = StepKind::kDecode;  // of the steps in the workers' counters
   // Of the running step; kept for their memory.
   model::Batch batch_;
   std::vector<StepLogits> step_logits_;                // [requests]

@@ -140,15 +140,13 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   if (engine->checkpoint_) TRY(load::check_tensors(*engine->model_, *engine->checkpoint_));
 
   const int sequences = options.sequences;
-  const int64_t kv_tokens = options.kv_tokens != 0 ? options.kv_tokens : context * sequences;
-  // The last page of every sequence may be nearly empty.
-  engine->kv_pages_ =
-      std::min(model::KvCache::pages_for(kv_tokens) + sequences - 1, sequences * model::KvCache::pages_for(context));
+  engine->kv_pages_ = options.kv_tokens != 0 ? model::KvCache::pages_for(options.kv_tokens)
+                                             : sequences * model::KvCache::pages_for(context);
   const int64_t chunk = std::min<int64_t>(options.chunk_tokens, context);
   engine->limits_ = {.rows = static_cast<int>(std::max<int64_t>(chunk, sequences)),
                      .logit_rows = std::max(options.logit_rows, sequences),
                      .sequences = sequences,
-                     .context_tokens = kv_tokens};
+                     .context_tokens = int64_t{engine->kv_pages_} * kernels::kLeafTokens};
   numa::MemoryLimit available = numa::available_memory();
   if (options.memory_limit_bytes > 0 && options.memory_limit_bytes < available.bytes)
     available = {options.memory_limit_bytes, "--memory-limit"};

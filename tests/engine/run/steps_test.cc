@@ -57,8 +57,8 @@ TEST_CASE("the KV cache is planned for all sequences, and refused before it is a
   CHECK(kv_bytes(small_options(1, 300)) == 2 * page);
   CHECK(kv_bytes(small_options(5, 300)) == 10 * page);
   EngineOptions shared = small_options(5, 4096);
-  shared.kv_tokens = 1024;  // 4 pages, and one that is nearly empty for each other sequence
-  CHECK(kv_bytes(shared) == 8 * page);
+  shared.kv_tokens = 1000;
+  CHECK(kv_bytes(shared) == 4 * page);
 
   EngineOptions large = small_options(4096, 8192);
   large.memory_limit_bytes = 600_MiB;
@@ -73,7 +73,7 @@ TEST_CASE("the KV cache is planned for all sequences, and refused before it is a
 
 TEST_CASE("a step over the context or the pages is refused and computes nothing") {
   EngineOptions options = small_options(2, 600);
-  options.kv_tokens = 600;  // 4 pages
+  options.kv_tokens = 1024;  // 4 pages
   const auto engine = loaded_engine(options);
   std::vector<Sequence> sequences = started(*engine, 2);
   const std::vector<TokenId> tokens(500, 3);
@@ -163,4 +163,33 @@ TEST_CASE("changing the number of experts equals an engine made with it") {
     CHECK(found != previous);
     previous = found;
   }
+}
+
+TEST_CASE("profiles are kept by the kind of the steps") {
+  const auto engine = loaded_engine(small_options(2, 512));
+  std::vector<Sequence> sequences = started(*engine, 2);
+  const TokenId tokens[] = {5, 7, 11};
+  const std::span<const TokenId> all(tokens);
+  for (int i = 0; i < 3; ++i) {
+    const StepRequest decode[] = {{&sequences[0], all.first(1), LogitRows::kLast},
+                                  {&sequences[1], all.first(1), LogitRows::kLast}};
+    REQUIRE(engine->step(decode));
+    const StepRequest mixed[] = {{&sequences[0], all, LogitRows::kLast},
+                                 {&sequences[1], all.first(1), LogitRows::kLast}};
+    REQUIRE(engine->step(mixed));
+  }
+  const StepProfile decode = engine->profile(StepKind::kDecode);
+  const StepProfile prefill = engine->profile(StepKind::kPrefill);
+  CHECK(decode.steps == 3);
+  CHECK(decode.tokens == 6);
+  CHECK(decode.ns > 0);
+  CHECK(prefill.steps == 3);
+  CHECK(prefill.tokens == 12);
+  StepProfile both = decode;
+  both += prefill;
+  CHECK(both.steps == 6);
+  CHECK(both.ns == decode.ns + prefill.ns);
+  engine->reset_profile();
+  CHECK(engine->profile(StepKind::kDecode).steps == 0);
+  CHECK(engine->profile(StepKind::kPrefill).ns == 0);
 }
