@@ -8,35 +8,35 @@ namespace {
 struct DotPairs {
   using Term = uint16_t;
   static constexpr int kMaxRows = 14;
-  static constexpr int units(int rows) { return rows <= 3 ? 4 : 2; }
+  static constexpr int units(int rows) { return rows <= 6 ? 4 : rows <= 9 ? 3 : 2; }
 
   [[gnu::always_inline]] static inline void load_terms(const bf16* a, int terms, uint16_t* out) {
     for (int i = 0; i < terms; i += 32) _mm512_store_si512(out + i, _mm512_load_si512(a + i));
   }
 
-  template <int kRows, int kUnits, int kRowTerms>
-  [[gnu::always_inline]] static inline void multiply(const uint16_t* a, const Piece& piece, float* sums) {
+  template <int kRows, int kUnits, int kStride>
+  [[gnu::always_inline]] static inline void multiply(const uint16_t* a, const Piece& piece, const Sums& sums) {
     __m512 c[kUnits * kRows];
 #pragma GCC unroll 32
-    for (int i = 0; i < kUnits * kRows; ++i) c[i] = _mm512_load_ps(sums + i * 16);
+    for (int i = 0; i < kUnits * kRows; ++i) c[i] = begin_sum(sums, i);
 
     const bf16* w = piece.w;
     for (int tile = 0; tile < piece.tiles; ++tile) {
       const char* ahead[kUnits];
 #pragma GCC unroll 4
-      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile + tiles_ahead(kUnits));
+      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile + tiles_ahead(kRows));
 #pragma GCC unroll 1
       for (int line = 0; line < kTileLines; ++line) {
         __m512i v[kUnits];
 #pragma GCC unroll 4
         for (int u = 0; u < kUnits; ++u) {
-          _mm_prefetch(ahead[u] + line * 64, _MM_HINT_T0);
+          _mm_prefetch(ahead[u] + line * 64, _MM_HINT_T1);
           v[u] = _mm512_load_si512(w + u * piece.unit_stride);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
           int32_t pair;
-          __builtin_memcpy(&pair, a + r * kRowTerms, sizeof(pair));
+          __builtin_memcpy(&pair, a + r * kStride, sizeof(pair));
           const __m512i term = _mm512_set1_epi32(pair);
 #pragma GCC unroll 4
           for (int u = 0; u < kUnits; ++u) {
@@ -47,8 +47,11 @@ struct DotPairs {
         a += 2;
       }
     }
-#pragma GCC unroll 32
-    for (int i = 0; i < kUnits * kRows; ++i) _mm512_store_ps(sums + i * 16, c[i]);
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnits; ++u) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) end_sum<kRows>(sums, u, r, c[u * kRows + r]);
+    }
   }
 };
 

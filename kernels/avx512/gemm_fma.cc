@@ -32,28 +32,28 @@ struct DpOrder : Widening {
   // One chain per output: with few rows, more units hide the latency of the additions.
   static constexpr int units(int rows) { return rows <= 3 ? 4 : 2; }
 
-  template <int kRows, int kUnits, int kRowTerms>
-  [[gnu::always_inline]] static inline void multiply(const float* a, const Piece& piece, float* sums) {
+  template <int kRows, int kUnits, int kStride>
+  [[gnu::always_inline]] static inline void multiply(const float* a, const Piece& piece, const Sums& sums) {
     __m512 c[kUnits * kRows];
 #pragma GCC unroll 32
-    for (int i = 0; i < kUnits * kRows; ++i) c[i] = _mm512_load_ps(sums + i * 16);
+    for (int i = 0; i < kUnits * kRows; ++i) c[i] = begin_sum(sums, i);
 
     const bf16* w = piece.w;
     for (int tile = 0; tile < piece.tiles; ++tile) {
       const char* ahead[kUnits];
 #pragma GCC unroll 4
-      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile + tiles_ahead(kUnits));
+      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile + tiles_ahead(kRows));
 #pragma GCC unroll 1
       for (int line = 0; line < kTileLines; ++line) {
         __m512 v[kUnits];
 #pragma GCC unroll 4
         for (int u = 0; u < kUnits; ++u) {
-          _mm_prefetch(ahead[u] + line * 64, _MM_HINT_T0);
+          _mm_prefetch(ahead[u] + line * 64, _MM_HINT_T1);
           v[u] = odd_terms(w + u * piece.unit_stride);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
-          const __m512 term = _mm512_set1_ps(a[r * kRowTerms + 1]);
+          const __m512 term = _mm512_set1_ps(a[r * kStride + 1]);
 #pragma GCC unroll 4
           for (int u = 0; u < kUnits; ++u) c[u * kRows + r] = _mm512_fmadd_ps(term, v[u], c[u * kRows + r]);
         }
@@ -61,7 +61,7 @@ struct DpOrder : Widening {
         for (int u = 0; u < kUnits; ++u) v[u] = even_terms(w + u * piece.unit_stride);
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
-          const __m512 term = _mm512_set1_ps(a[r * kRowTerms]);
+          const __m512 term = _mm512_set1_ps(a[r * kStride]);
 #pragma GCC unroll 4
           for (int u = 0; u < kUnits; ++u) c[u * kRows + r] = _mm512_fmadd_ps(term, v[u], c[u * kRows + r]);
         }
@@ -69,8 +69,11 @@ struct DpOrder : Widening {
         a += 2;
       }
     }
-#pragma GCC unroll 32
-    for (int i = 0; i < kUnits * kRows; ++i) _mm512_store_ps(sums + i * 16, c[i]);
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnits; ++u) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) end_sum<kRows>(sums, u, r, c[u * kRows + r]);
+    }
   }
 };
 
@@ -78,13 +81,17 @@ struct AmxOrder : Widening {
   // Two chains per output.
   static constexpr int units(int rows) { return rows <= 3 ? 4 : rows <= 7 ? 2 : 1; }
 
-  template <int kRows, int kUnits, int kRowTerms>
-  [[gnu::always_inline]] static inline void multiply(const float* a, const Piece& piece, float* sums) {
+  template <int kRows, int kUnits, int kStride>
+  [[gnu::always_inline]] static inline void multiply(const float* a, const Piece& piece, const Sums& sums) {
+    // The two chains of a tile take all registers, so the sums stay in memory (L1) from tile to tile.
+    if (sums.first) {
+      for (int i = 0; i < kUnits * kRows; ++i) _mm512_store_ps(sums.waiting + i * 16, _mm512_setzero_ps());
+    }
     const bf16* w = piece.w;
     for (int tile = 0; tile < piece.tiles; ++tile) {
       const char* ahead[kUnits];
 #pragma GCC unroll 4
-      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile + tiles_ahead(kUnits));
+      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile + tiles_ahead(kRows));
       __m512 even[kUnits * kRows];
       __m512 odd[kUnits * kRows];
 #pragma GCC unroll 32
@@ -94,12 +101,12 @@ struct AmxOrder : Widening {
         __m512 v[kUnits];
 #pragma GCC unroll 4
         for (int u = 0; u < kUnits; ++u) {
-          _mm_prefetch(ahead[u] + line * 64, _MM_HINT_T0);
+          _mm_prefetch(ahead[u] + line * 64, _MM_HINT_T1);
           v[u] = odd_terms(w + u * piece.unit_stride);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
-          const __m512 term = _mm512_set1_ps(a[r * kRowTerms + 1]);
+          const __m512 term = _mm512_set1_ps(a[r * kStride + 1]);
 #pragma GCC unroll 4
           for (int u = 0; u < kUnits; ++u) odd[u * kRows + r] = _mm512_fmadd_ps(term, v[u], odd[u * kRows + r]);
         }
@@ -107,7 +114,7 @@ struct AmxOrder : Widening {
         for (int u = 0; u < kUnits; ++u) v[u] = even_terms(w + u * piece.unit_stride);
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
-          const __m512 term = _mm512_set1_ps(a[r * kRowTerms]);
+          const __m512 term = _mm512_set1_ps(a[r * kStride]);
 #pragma GCC unroll 4
           for (int u = 0; u < kUnits; ++u) even[u * kRows + r] = _mm512_fmadd_ps(term, v[u], even[u * kRows + r]);
         }
@@ -117,8 +124,12 @@ struct AmxOrder : Widening {
 #pragma GCC unroll 32
       for (int i = 0; i < kUnits * kRows; ++i) {
         const __m512 block = _mm512_add_ps(even[i], odd[i]);
-        _mm512_store_ps(sums + i * 16, _mm512_add_ps(_mm512_load_ps(sums + i * 16), block));
+        _mm512_store_ps(sums.waiting + i * 16, _mm512_add_ps(_mm512_load_ps(sums.waiting + i * 16), block));
       }
+    }
+    if (!sums.last) return;
+    for (int u = 0; u < kUnits; ++u) {
+      for (int r = 0; r < kRows; ++r) end_sum<kRows>(sums, u, r, _mm512_load_ps(sums.waiting + (u * kRows + r) * 16));
     }
   }
 };

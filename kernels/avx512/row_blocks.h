@@ -5,7 +5,7 @@
 // wants (Order::Term), fit in kTermsBytes of stack; for each piece, the units of the group run Order::units(rows) side
 // by side. Partial sums wait in a stack buffer between pieces: a float32 stored and loaded keeps its bits, so neither
 // the pieces nor the blocks can be seen in the result. With few rows there is one block and one piece: the weights
-// stream once, unit after unit.
+// stream once, unit after unit, and sums go from registers to c.
 //
 // The anonymous namespace is on purpose: the two files that include this are compiled for different instruction sets,
 // and the linker must never take code of one for the other.
@@ -20,15 +20,16 @@
 namespace cpuinfer::kernels {
 namespace {
 
-constexpr int kLineElements = 32;                    // bf16 of one 64-byte line: a k pair for 16 outputs
-constexpr int kTileElements = 16 * 32;               // 16 lines: 32 terms of one unit
-constexpr int kTileLines = 16;                       // k pairs of a tile
-constexpr int kTermsBytes = 16 << 10;                // a third of L1
-constexpr int kGroupUnits = 8;                       // multiple of every Order::units()
+constexpr int kLineElements = 32;       // bf16 of one 64-byte line: a k pair for 16 outputs
+constexpr int kTileElements = 16 * 32;  // 16 lines: 32 terms of one unit
+constexpr int kTileLines = 16;          // k pairs of a tile
+constexpr int kTermsBytes = 16 << 10;   // a third of L1
+constexpr int kGroupUnits = 16;
 constexpr int64_t kGroupElements = (512 << 10) / 2;  // a quarter of L2
 
-/// Prefetch distance in tiles (KiB) of each stream: 8 KiB over all units that run side by side.
-constexpr int tiles_ahead(int units) { return 8 / units; }
+/// Prefetch distance in tiles (KiB) of each stream; found by trial on Zen 4. Prefetches go to L2: further ahead than L1
+/// can hold beside the terms of a, and from there the hardware's own prefetcher takes over.
+constexpr int tiles_ahead(int rows) { return rows <= 4 ? 1 : rows <= 6 ? 2 : 4; }
 
 /// A piece of K for units that run side by side.
 struct Piece {
@@ -48,15 +49,33 @@ struct Piece {
 
 [[gnu::always_inline]] inline int64_t row_of(const Gemm& g, int row) { return g.a_rows ? g.a_rows[row] : row; }
 
-/// c[rows][16] of one unit from the partial sums.
+/// Where the sums of kRows rows of units side by side come from and go to. Sum (unit u, row r) waits at
+/// waiting + (u * kRows + r) * 16.
+struct Sums {
+  float* waiting;
+  bool first;       ///< they start from zero
+  bool last;        ///< they go to c
+  bool accumulate;  ///< c += sums instead of c = sums
+  float* c;         ///< of row 0 and unit 0
+  int64_t c_stride;
+  int64_t c_unit_stride;
+};
+
+/// A sum of a piece that begins.
+[[gnu::always_inline]] inline __m512 begin_sum(const Sums& sums, int index) {
+  return sums.first ? _mm512_setzero_ps() : _mm512_load_ps(sums.waiting + index * 16);
+}
+
+/// A sum of a piece that ends.
 template <int kRows>
-[[gnu::always_inline]] inline void write_unit(const Gemm& g, int row0, int unit, const float* sums) {
-  for (int r = 0; r < kRows; ++r) {
-    float* c = g.c + (row0 + r) * g.c_stride + unit * 16;
-    __m512 sum = _mm512_load_ps(sums + r * 16);
-    if (g.accumulate) sum = _mm512_add_ps(_mm512_load_ps(c), sum);
-    _mm512_store_ps(c, sum);
+[[gnu::always_inline]] inline void end_sum(const Sums& sums, int unit, int row, __m512 sum) {
+  if (!sums.last) {
+    _mm512_store_ps(sums.waiting + (unit * kRows + row) * 16, sum);
+    return;
   }
+  float* const c = sums.c + row * sums.c_stride + unit * sums.c_unit_stride;
+  if (sums.accumulate) sum = _mm512_add_ps(_mm512_load_ps(c), sum);
+  _mm512_store_ps(c, sum);
 }
 
 /// Rows row0..row0+kRows of units unit0..unit0+units. `next` is what will be read after them.
@@ -65,40 +84,48 @@ template <typename Order, int kRows>
   using Term = typename Order::Term;
   constexpr int kSideBySide = Order::units(kRows);
   constexpr int kRowTerms = kTermsBytes / (kRows * static_cast<int>(sizeof(Term))) / 32 * 32;
-  alignas(64) Term a[kRows * kRowTerms];
-  alignas(64) float sums[kGroupUnits * kRows * 16];
+  // A line more than the terms: at a power of two all rows would share a few sets of L1.
+  constexpr int kStride = kRowTerms + 64 / static_cast<int>(sizeof(Term));
+  alignas(64) Term a[kRows * kStride];
+  alignas(64) float waiting[kGroupUnits * kRows * 16];
   const bf16* const w = g.w + unit0 * g.w_unit_stride;
+
+  // Each of the streams side by side runs through `rounds` neighbouring units: long streams suit the prefetchers. A
+  // unit alone has too few chains to keep the multipliers busy, so what is left over is taken in pairs.
+  int rounds = units / kSideBySide;
+  if (kSideBySide > 2 && rounds > 0 && units - rounds * kSideBySide == 1) --rounds;
+  const int side_by_side = rounds * kSideBySide;
 
   for (int k0 = 0; k0 < g.k; k0 += kRowTerms) {
     const int terms = g.k - k0 < kRowTerms ? g.k - k0 : kRowTerms;
-    const bool first = k0 == 0;
     const bool last = k0 + terms == g.k;
     for (int r = 0; r < kRows; ++r)
-      Order::load_terms(g.a + row_of(g, row0 + r) * g.a_stride + k0, terms, a + r * kRowTerms);
+      Order::load_terms(g.a + row_of(g, row0 + r) * g.a_stride + k0, terms, a + r * kStride);
 
     const bf16* const piece_w = w + int64_t{k0} * 16;
     const bf16* const after_group = last ? next : piece_w + int64_t{terms} * 16;
-    for (int unit = 0; unit < units;) {
-      const int together = units - unit >= kSideBySide ? kSideBySide : 1;
-      float* const unit_sums = sums + unit * kRows * 16;
-      if (first) {
-        for (int i = 0; i < together * kRows; ++i) _mm512_store_ps(unit_sums + i * 16, _mm512_setzero_ps());
-      }
-      const int following = unit + together;
-      const Piece piece = {piece_w + unit * g.w_unit_stride, g.w_unit_stride,
-                           following < units ? piece_w + following * g.w_unit_stride : after_group, terms / 32};
-      if (together == kSideBySide) {
-        Order::template multiply<kRows, kSideBySide, kRowTerms>(a, piece, unit_sums);
-      } else {
-        Order::template multiply<kRows, 1, kRowTerms>(a, piece, unit_sums);
-      }
-      if (last) {
-        for (int i = 0; i < together; ++i) {
-          write_unit<kRows>(g, row0, unit0 + unit + i, unit_sums + i * kRows * 16);
-        }
-      }
-      unit = following;
-    }
+    // Unit `at` and those `spacing` apart after it; `following` is what the first of these streams reads next.
+    int done = 0;
+    const auto multiply = [&]<int kTogether>(int at, int spacing,
+                                             const bf16* following) __attribute__((always_inline)) {
+      const Piece piece = {piece_w + at * g.w_unit_stride, spacing * g.w_unit_stride, following, terms / 32};
+      const Sums sums = {.waiting = waiting + done * kRows * 16,
+                         .first = k0 == 0,
+                         .last = last,
+                         .accumulate = g.accumulate,
+                         .c = g.c + row0 * g.c_stride + (unit0 + at) * 16,
+                         .c_stride = g.c_stride,
+                         .c_unit_stride = int64_t{spacing} * 16};
+      Order::template multiply<kRows, kTogether, kStride>(a, piece, sums);
+      done += kTogether;
+    };
+    const auto unit_or = [&](int unit, const bf16* behind) {
+      return unit < units ? piece_w + unit * g.w_unit_stride : behind;
+    };
+    for (int i = 0; i < rounds; ++i)
+      multiply.template operator()<kSideBySide>(i, rounds, unit_or(i + 1 < rounds ? i + 1 : side_by_side, after_group));
+    for (; units - done >= 2;) multiply.template operator()<2>(done, 1, unit_or(done + 2, after_group));
+    for (; done < units;) multiply.template operator()<1>(done, 1, unit_or(done + 1, after_group));
   }
 }
 
