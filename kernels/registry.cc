@@ -21,7 +21,7 @@ constexpr Profile kAmx = Profile::kAmx;
 // name, needs, profile, m_min, automatic, run
 constexpr GemmKernel kGemmKernels[] = {
     // Tiles lose below five rows, where their setup costs more than the products (docs/performance.md).
-    {"amx-tile", Isa::kAvx512 | Isa::kAmxBf16, kAmx, kSmallM, true, gemm_amx_tiles},
+    {"amx-tile", Isa::kAvx512 | Isa::kAmxBf16, kAmx, 5, true, gemm_amx_tiles},
     {"avx512-fma", Isa::kAvx512, kAmx, 1, true, gemm_avx512_fma_amx},
     {"avx512-fma", Isa::kAvx512, kDp, 1, true, gemm_avx512_fma_dp},
     {"avx512-dp", Isa::kAvx512 | Isa::kAvx512Bf16, kDp, 1, true, gemm_avx512_dp},
@@ -109,7 +109,14 @@ const char* profile_name(Profile profile) {
 std::span<const GemmKernel> gemm_kernels() { return kGemmKernels; }
 std::span<const ElementwiseKernels> elementwise_kernels() { return kElementwiseKernels; }
 
-const GemmKernel& Kernels::gemm(int m) const { return m < kSmallM ? *gemm_small : *gemm_large; }
+std::string Kernels::describe_gemm() const {
+  std::string text = gemm_of_class[0]->name;
+  for (int i = 1; i < kRowClassCount; ++i) {
+    if (gemm_of_class[i] != gemm_of_class[i - 1])
+      text += format(", {} from {} rows", gemm_of_class[i]->name, kRowClasses[i]);
+  }
+  return text;
+}
 
 Result<Kernels> select_kernels(Isa have, const KernelRequest& request) {
   Profile profile = covers(have, Isa::kAmxBf16) ? kAmx : kDp;
@@ -123,10 +130,15 @@ Result<Kernels> select_kernels(Isa have, const KernelRequest& request) {
   }
 
   const ElementwiseKernels* elementwise = best_elementwise(have);
-  if (request.gemm == "auto")
-    return Kernels{profile, best_gemm(have, profile, 1), best_gemm(have, profile, kSmallM), elementwise};
+  Kernels kernels{profile, {}, elementwise};
+  if (request.gemm == "auto") {
+    for (int i = 0; i < kRowClassCount; ++i) kernels.gemm_of_class[i] = best_gemm(have, profile, kRowClasses[i]);
+    return kernels;
+  }
   TRY_ASSIGN(const GemmKernel* const row, named_gemm(have, request, profile));
-  return Kernels{row->profile, row, row, elementwise};
+  kernels.profile = row->profile;
+  kernels.gemm_of_class.fill(row);
+  return kernels;
 }
 
 }  // namespace cpuinfer::kernels

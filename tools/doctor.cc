@@ -79,17 +79,15 @@ Check check_isa(const Machine& machine, Isa used, const std::string& isa_level) 
 }
 
 Check check_kernels(Isa used) {
-  const Result<kernels::Kernels> chosen = kernels::select_kernels(used);
+  const Result<kernels::Kernels> chosen = kernels::select_fastest_kernels(used);
   if (!chosen) return broken("kernels", chosen.error().message, "see the line above");
-  const bool one = chosen->gemm_small == chosen->gemm_large;
   // A name may have a row for each profile.
   std::vector<std::string_view> names;
   for (const kernels::GemmKernel& row : kernels::gemm_kernels())
     if (covers(used, row.needs) && std::find(names.begin(), names.end(), row.name) == names.end())
       names.emplace_back(row.name);
   return ok("kernels",
-            format("matrix products {}{}, the rest {} (numerics {}); --gemm takes {}", chosen->gemm_small->name,
-                   one ? "" : format(" ({} from {} rows on)", chosen->gemm_large->name, kernels::kSmallM),
+            format("matrix products {}, the rest {} (numerics {}); --gemm takes {}", chosen->describe_gemm(),
                    chosen->elementwise->name, kernels::profile_name(chosen->profile), fmt::join(names, ", ")));
 }
 

@@ -133,8 +133,8 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   if (!options.isa.empty()) {
     TRY_ASSIGN(engine->isa_, kernels::cap_isa(machine, options.isa));
   }
-  TRY_ASSIGN(engine->kernels_, kernels::select_kernels(engine->isa_, {.numerics = engine->options_.numerics,
-                                                                      .gemm = engine->options_.gemm}));
+  TRY_ASSIGN(engine->kernels_, kernels::select_fastest_kernels(engine->isa_, {.numerics = engine->options_.numerics,
+                                                                              .gemm = engine->options_.gemm}));
   TRY_ASSIGN(engine->team_, numa::Team::create(engine->topology_, options.threads, options.nodes));
   TRY_ASSIGN(engine->model_, model::create_model(config, engine->team_->nodes()));
   if (engine->checkpoint_) TRY(load::check_tensors(*engine->model_, *engine->checkpoint_));
@@ -182,9 +182,7 @@ std::vector<std::string> Engine::describe() const {
                          format_bytes(plan_.kv_bytes_per_token)));
   lines.push_back(format("rope      {}", model::describe(c.rope)));
   lines.push_back(format("threads   {} on {} node{}", workers(), nodes(), nodes() == 1 ? "" : "s"));
-  const bool one = kernels_.gemm_small == kernels_.gemm_large;
-  lines.push_back(format("kernels   {}{} (numerics {}, version {}), elementwise {}", kernels_.gemm_small->name,
-                         one ? "" : format(", {} from {} rows", kernels_.gemm_large->name, kernels::kSmallM),
+  lines.push_back(format("kernels   {} (numerics {}, version {}), elementwise {}", kernels_.describe_gemm(),
                          kernels::profile_name(kernels_.profile), model::kNumericsVersion, kernels_.elementwise->name));
   return lines;
 }

@@ -1,6 +1,8 @@
 // Which kernels are chosen, for CPUs that we do not own too.
 #include <doctest/doctest.h>
 
+#include <ctime>
+#include <iterator>
 #include <set>
 #include <string>
 #include <tuple>
@@ -26,10 +28,17 @@ std::string chosen(const char* have, const KernelRequest& request = {}) {
     CHECK((usage || kernels.error().code == ErrorCode::kUnsupported));
     return (usage ? "usage: " : "unsupported: ") + kernels.error().message;
   }
-  CHECK(kernels->gemm_small->profile == kernels->profile);
-  CHECK(kernels->gemm_large->profile == kernels->profile);
-  return std::string(profile_name(kernels->profile)) + ": " + kernels->gemm_small->name + ", " +
-         kernels->gemm_large->name + ", " + kernels->elementwise->name;
+  for (const GemmKernel* row : kernels->gemm_of_class) CHECK(row->profile == kernels->profile);
+  return std::string(profile_name(kernels->profile)) + ": " + kernels->gemm(1).name + ", " + kernels->gemm(64).name +
+         ", " + kernels->elementwise->name;
+}
+
+bool kernels_are_instrumented() {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(NDEBUG)
+  return true;
+#else
+  return false;
+#endif
 }
 
 }  // namespace
@@ -89,14 +98,48 @@ TEST_CASE("a row that needs more than the CPU has is refused, never replaced") {
         "unsupported: GEMM kernel \"portable\" needs avx2, but this run may use none");
 }
 
-TEST_CASE("gemm(m) switches at kSmallM rows") {
-  const GemmKernel& first = gemm_kernels().front();
-  const GemmKernel& last = gemm_kernels().back();
-  const Kernels kernels{Profile::kDp, &first, &last, nullptr};
-  CHECK(&kernels.gemm(1) == &first);
-  CHECK(&kernels.gemm(kSmallM - 1) == &first);
-  CHECK(&kernels.gemm(kSmallM) == &last);
-  CHECK(&kernels.gemm(100000) == &last);
+TEST_CASE("gemm(m) follows the classes of rows") {
+  CHECK(std::size(kRowClasses) == kRowClassCount);
+  CHECK(row_class(1) == 0);
+  for (int i = 1; i < kRowClassCount; ++i) {
+    CHECK(row_class(kRowClasses[i] - 1) == i - 1);
+    CHECK(row_class(kRowClasses[i]) == i);
+  }
+  CHECK(row_class(100000) == kRowClassCount - 1);
+  const Result<Kernels> kernels = select_kernels(level("amx"));
+  REQUIRE(kernels);
+  CHECK(kernels->gemm(4).name == std::string("avx512-fma"));
+  CHECK(kernels->gemm(5).name == std::string("amx-tile"));
+  CHECK(kernels->describe_gemm() == "avx512-fma, amx-tile from 5 rows");
+  CHECK(select_kernels(level("avx512"))->describe_gemm() == "avx512-fma");
+}
+
+TEST_CASE("the measured choice has the profile of the pure one, runs here, and takes under 0.2 s of one core") {
+  const Isa have = detect_isa();
+  for (const char* numerics : {"dp", "amx"}) {
+    const KernelRequest request = {.numerics = numerics, .gemm = "auto"};
+    const std::clock_t start = std::clock();
+    const Result<Kernels> kernels = select_fastest_kernels(have, request);
+    const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+    REQUIRE(kernels);
+    MESSAGE(std::string(numerics) << ": " << kernels->describe_gemm() << " in " << seconds << " s");
+    CHECK(std::string(profile_name(kernels->profile)) == numerics);
+    for (const GemmKernel* row : kernels->gemm_of_class) {
+      REQUIRE(row != nullptr);
+      CHECK(row->profile == kernels->profile);
+      CHECK(row->automatic);
+      CHECK(covers(have, row->needs));
+    }
+    // A sanitizer's build is many times slower.
+    if (covers(have, Isa::kAvx512) && !kernels_are_instrumented()) CHECK(seconds < 0.2);
+  }
+}
+
+TEST_CASE("the measured choice leaves a row that was asked for by name, and refuses what the pure one refuses") {
+  const Result<Kernels> named = select_fastest_kernels(detect_isa(), {.numerics = "dp", .gemm = "reference"});
+  REQUIRE(named);
+  CHECK(named->describe_gemm() == "reference");
+  CHECK(!select_fastest_kernels(detect_isa(), {.numerics = "fp16"}));
 }
 
 TEST_CASE("the lists are well-formed") {
