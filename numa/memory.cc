@@ -4,8 +4,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cinttypes>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
+#include <string>
 #include <vector>
 
 #include "base/check.h"
@@ -51,7 +56,7 @@ bool prefer_node(void* data, int64_t bytes, int id) {
 
 }  // namespace
 
-Result<NodeBuffer> NodeBuffer::allocate(int64_t bytes, int node, const Topology& topology) {
+Result<NodeBuffer> NodeBuffer::allocate(int64_t bytes, int node, const Topology& topology, Pages pages) {
   ENSURE(node >= 0, "nodes are counted from 0");
   if (bytes < 0) return fail(ErrorCode::kUsage, format("cannot allocate {} bytes", bytes));
   NodeBuffer buffer;
@@ -81,13 +86,33 @@ Result<NodeBuffer> NodeBuffer::allocate(int64_t bytes, int node, const Topology&
   buffer.size_ = bytes;
 
   // Refused where the kernel has no huge pages, which costs speed and nothing else; `doctor` reports it.
-  if (length >= kHugePage) madvise(data, static_cast<size_t>(length), MADV_HUGEPAGE);
+  if (length >= kHugePage)
+    madvise(data, static_cast<size_t>(length), pages == Pages::kHuge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   if (topology.is_this_machine() && topology.nodes().size() > 1) {
     const int id = topology.home(node).id;
     if (!prefer_node(data, length, id))
       log_warn("memory could not be bound to NUMA node {} ({}); it will be slower", id, std::strerror(errno));
   }
   return buffer;
+}
+
+int64_t NodeBuffer::huge_page_bytes() const {
+  // A mapping is a header line, "7f00-7f01 rw-p ...", and lines such as "AnonHugePages:  2048 kB". The kernel may have
+  // merged this one with neighbours of the same kind, so that more than the buffer is counted.
+  std::ifstream file("/proc/self/smaps");
+  const auto begin = reinterpret_cast<uintptr_t>(data_);
+  bool inside = false;
+  int64_t bytes = -1;
+  for (std::string line; std::getline(file, line);) {
+    uintptr_t from = 0;
+    uintptr_t to = 0;
+    int64_t kib = 0;
+    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " ", &from, &to) == 2)
+      inside = from < begin + static_cast<uintptr_t>(size_) && begin < to;
+    else if (inside && std::sscanf(line.c_str(), "AnonHugePages: %" SCNd64 " kB", &kib) == 1)
+      bytes = std::max<int64_t>(bytes, 0) + kib * 1024;
+  }
+  return std::min(bytes, size_);
 }
 
 NodeBuffer::~NodeBuffer() {

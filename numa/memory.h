@@ -10,10 +10,16 @@
 
 namespace cpuinfer::numa {
 
-/// Move-only bytes that belong to one node: page-aligned (2 MiB-aligned from 2 MiB on), zero-filled, in transparent
-/// huge pages where the kernel allows them. Pages are taken at the first write. When the machine has more than one node
-/// the kernel is told to take them from that node; it takes them elsewhere rather than kill the process when the node
-/// is full, so plan before allocating. Not thread-safe to move; the bytes are plain memory.
+/// What memory is made of.
+enum class Pages {
+  kHuge,   ///< transparent huge pages where the kernel allows them
+  kSmall,  ///< pages of 4 KiB, to measure what the others gain
+};
+
+/// Move-only bytes that belong to one node: page-aligned (2 MiB-aligned from 2 MiB on), zero-filled. Pages are taken at
+/// the first write. When the machine has more than one node the kernel is told to take them from that node; it takes
+/// them elsewhere rather than kill the process when the node is full, so plan before allocating. Not thread-safe to
+/// move; the bytes are plain memory.
 class NodeBuffer {
  public:
   /// An empty buffer: data() == nullptr, size() == 0.
@@ -21,7 +27,7 @@ class NodeBuffer {
 
   /// `bytes` zeros on node `node` (an index, see Topology::home). Zero bytes give an empty buffer.
   /// Errors: kUsage (negative), kDoesNotFit (the system has no such memory; the message has the numbers).
-  static Result<NodeBuffer> allocate(int64_t bytes, int node, const Topology& topology);
+  static Result<NodeBuffer> allocate(int64_t bytes, int node, const Topology& topology, Pages pages = Pages::kHuge);
 
   NodeBuffer(NodeBuffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)),
@@ -43,6 +49,8 @@ class NodeBuffer {
   int64_t size() const { return size_; }
   /// The node asked for.
   int node() const { return node_; }
+  /// How much of it lies in huge pages now; -1 if the kernel does not say. Reads /proc/self/smaps: takes a while.
+  int64_t huge_page_bytes() const;
 
   /// The bytes as elements of T. REQUIRES: T is trivially copyable and valid when all its bytes are zero.
   template <typename T>

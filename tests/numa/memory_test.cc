@@ -42,6 +42,25 @@ TEST_CASE("a buffer is zeroed, aligned and writable to its last byte") {
   }
 }
 
+TEST_CASE("small pages when asked for, huge ones otherwise where the kernel has them") {
+  const Topology topology = machine();
+  auto small = NodeBuffer::allocate(8_MiB, 0, topology, numa::Pages::kSmall);
+  auto huge = NodeBuffer::allocate(8_MiB, 0, topology);
+  REQUIRE((small.has_value() && huge.has_value()));
+  std::memset(small->data(), 1, 8_MiB);
+  std::memset(huge->data(), 1, 8_MiB);
+  if (huge->huge_page_bytes() < 0) {
+    MESSAGE("skipped: this kernel does not say what pages it uses");
+    return;
+  }
+  CHECK(small->huge_page_bytes() == 0);
+  const std::string& mode = topology.huge_pages().transparent;
+  if (mode == "always" || mode == "madvise")
+    CHECK(huge->huge_page_bytes() > 0);
+  else
+    CHECK(huge->huge_page_bytes() == 0);
+}
+
 TEST_CASE("moving hands the bytes over") {
   const Topology topology = machine();
   auto first = NodeBuffer::allocate(100, 0, topology);

@@ -1,0 +1,210 @@
+// What the measurements of the machine promise, on teams and memories small enough for any machine. Not speed.
+#include <doctest/doctest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <optional>
+
+#include "base/format.h"
+#include "base/types.h"
+#include "bench/barriers.h"
+#include "bench/disk.h"
+#include "bench/peaks.h"
+#include "bench/read.h"
+
+using namespace cpuinfer;
+using namespace cpuinfer::bench;
+
+namespace {
+
+struct Setup {
+  explicit Setup(int threads, int nodes) {
+    auto found = numa::Topology::detect();
+    REQUIRE(found.has_value());
+    topology.emplace(std::move(*found));
+    auto made = numa::Team::create(*topology, threads, nodes);
+    REQUIRE(made.has_value());
+    team = std::move(*made);
+  }
+  std::optional<numa::Topology> topology;
+  std::unique_ptr<numa::Team> team;
+  kernels::Isa isa = kernels::detect_isa();
+};
+
+bool positive(double value) { return std::isfinite(value) && value > 0; }
+
+}  // namespace
+
+TEST_CASE("a sweep names its best entry, and every entry has its figures") {
+  for (const int nodes : {1, 2}) {
+    Setup s(2, nodes);
+    std::vector<ReadBuffers> buffers;
+    for (const numa::Pages pages : {numa::Pages::kSmall, numa::Pages::kHuge}) {
+      auto made = make_read_buffers(*s.team, *s.topology, 4_MiB, pages);
+      REQUIRE(made.has_value());
+      buffers.push_back(std::move(*made));
+    }
+    const ReadMemory memories[] = {buffers[0].memory, buffers[1].memory};
+    double last = 0;
+    const Watch watch{.cancel = nullptr, .progress = [&](double done) {
+                        CHECK(done >= last);
+                        CHECK(done <= 1);
+                        last = done;
+                      }};
+    const auto sweep = sweep_read(*s.team, memories, s.isa, quick_effort(), watch);
+    REQUIRE(sweep.has_value());
+    CHECK(last > 0);
+    bool seen_memory[2] = {};
+    for (const ReadEntry& entry : sweep->entries) {
+      CHECK(positive(entry.rate.all));
+      CHECK(entry.rate.all <= sweep->winner().rate.all);
+      CHECK(entry.rate.nodes.size() == static_cast<size_t>(nodes));
+      for (const double node : entry.rate.nodes) CHECK(positive(node));
+      CHECK(entry.samples >= 1);
+      CHECK(ReadSampler::min_bytes(entry.config.pattern) <= 4_MiB * nodes / 2);
+      seen_memory[entry.memory] = true;
+    }
+    CHECK(seen_memory[0]);
+    CHECK(seen_memory[1]);
+    CHECK(sweep->winner().samples >= quick_effort().fine_samples);
+  }
+}
+
+TEST_CASE("a sampler walks through all pieces, small ones left out") {
+  Setup s(1, 1);
+  auto made = make_read_buffers(*s.team, *s.topology, 4_MiB, numa::Pages::kHuge);
+  REQUIRE(made.has_value());
+  const std::byte* data = made->memory.workers[0][0].data;
+  // The second piece is too small for the pattern, the third is none at all.
+  const ReadMemory memory{"weights",
+                          {{{data, 1_MiB}, {data + 1_MiB, 4_KiB}, {nullptr, 0}, {data + 2_MiB, 1_MiB + 64}}}};
+  ReadSampler sampler(*s.team, memory);
+  for (const kernels::ReadProbe& probe : kernels::read_probes()) {
+    if (!kernels::covers(s.isa, probe.needs)) continue;
+    const ReadRate rate = sampler.sample({&probe, {4, 64_KiB, 2_KiB}}, 0.005);
+    CHECK(positive(rate.all));
+    CHECK(rate.nodes == std::vector<double>{rate.all});
+  }
+}
+
+TEST_CASE("peaks of every probe that the CPU has") {
+  Setup s(2, 1);
+  const auto figures = measure_peaks(*s.team, s.isa, 0.01);
+  REQUIRE(figures.has_value());
+  size_t expected = 0;
+  for (const kernels::PeakProbe& probe : kernels::peak_probes()) expected += kernels::covers(s.isa, probe.needs);
+  CHECK(figures->size() == expected);
+  for (const PeakFigure& figure : *figures) {
+    CAPTURE(figure.probe->name);
+    CHECK(positive(figure.all));
+    CHECK(positive(figure.one));
+  }
+  const auto capped = measure_peaks(*s.team, kernels::Isa::kAvx2, 0.001);
+  REQUIRE(capped.has_value());
+  REQUIRE(capped->size() == 1);
+  CHECK(capped->front().probe->name == std::string("fp32 FMA (avx2)"));
+}
+
+TEST_CASE("each kind of barrier has its figure") {
+  Setup s(2, 1);
+  const std::vector<BarrierFigure> figures = measure_barriers(*s.team, 0.01);
+  REQUIRE(figures.size() >= 2);
+  CHECK(figures[0].name == std::string("empty step"));
+  CHECK(figures[1].name == std::string("barrier"));
+  for (const BarrierFigure& figure : figures) CHECK(positive(figure.nanoseconds));
+}
+
+TEST_CASE("a measurement stops when asked to") {
+  Setup s(1, 1);
+  auto made = make_read_buffers(*s.team, *s.topology, 1_MiB, numa::Pages::kHuge);
+  REQUIRE(made.has_value());
+  std::atomic<bool> cancel = false;
+  const Watch watch{.cancel = &cancel, .progress = [&](double done) { cancel = done > 0.1; }};
+  const auto sweep = sweep_read(*s.team, {&made->memory, 1}, s.isa, quick_effort(), watch);
+  REQUIRE_FALSE(sweep.has_value());
+  CHECK(sweep.error().code == ErrorCode::kInterrupted);
+  CHECK(sweep.error().message == "interrupted while measuring");
+  CHECK_FALSE(measure_peaks(*s.team, s.isa, 0.001, watch).has_value());
+}
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct TemporaryDirectory {
+  TemporaryDirectory() : path(fs::temp_directory_path() / format("cpuinfer-disk-test-{}", getpid())) {
+    fs::remove_all(path);
+    fs::create_directories(path);
+  }
+  ~TemporaryDirectory() { fs::remove_all(path); }
+  fs::path path;
+};
+
+void check_entries(const DiskFigure& figure) {
+  REQUIRE(figure.entries.size() == 12);
+  for (const DiskEntry& entry : figure.entries) {
+    CHECK(positive(entry.bytes_per_second));
+    CHECK(entry.bytes_per_second <= figure.winner().bytes_per_second);
+  }
+  CHECK_FALSE(figure.cache.empty());
+}
+
+}  // namespace
+
+TEST_CASE("the disk: a temporary file leaves nothing behind, a model's files are read where they are") {
+  const Setup s(1, 1);
+  const TemporaryDirectory directory;
+  DiskOptions options;
+  options.directory = directory.path;
+  options.temporary_bytes = 16_MiB;
+  options.seconds = 0.05;
+  const auto temporary = measure_disk(*s.topology, options);
+  REQUIRE_MESSAGE(temporary.has_value(), temporary.error().message);
+  check_entries(*temporary);
+  CHECK(temporary->what == format("a temporary file in {} (16.0 MiB)", directory.path.string()));
+  CHECK(fs::is_empty(directory.path));
+
+  std::ofstream(directory.path / "model-1.safetensors") << std::string(9_MiB, 'a');
+  std::ofstream(directory.path / "model-2.safetensors") << std::string(17_MiB, 'b');
+  std::ofstream(directory.path / "model-3.safetensors") << "small";
+  options.model = directory.path;
+  const auto model = measure_disk(*s.topology, options);
+  REQUIRE_MESSAGE(model.has_value(), model.error().message);
+  check_entries(*model);
+  CHECK(model->what == format("3 safetensors files of {} (26.0 MiB)", directory.path.string()));
+}
+
+TEST_CASE("the disk: what cannot be read is said") {
+  const Setup s(1, 1);
+  const TemporaryDirectory directory;
+  DiskOptions options;
+  options.model = directory.path;
+  const auto empty = measure_disk(*s.topology, options);
+  REQUIRE_FALSE(empty.has_value());
+  CHECK(empty.error().code == ErrorCode::kNotFound);
+  CHECK(empty.error().message.find("no *.safetensors file of 8.0 MiB or more") != std::string::npos);
+
+  options.model = directory.path / "absent";
+  const auto absent = measure_disk(*s.topology, options);
+  REQUIRE_FALSE(absent.has_value());
+  CHECK(absent.error().code == ErrorCode::kNotFound);
+  CHECK(absent.error().message.find("cannot read the directory") == 0);
+
+  options.model.clear();
+  options.directory = directory.path / "absent";
+  const auto nowhere = measure_disk(*s.topology, options);
+  REQUIRE_FALSE(nowhere.has_value());
+  CHECK(nowhere.error().code == ErrorCode::kNotFound);
+  CHECK(nowhere.error().message.find("cannot make a file in") == 0);
+
+  std::atomic<bool> cancel = true;
+  options.directory = directory.path;
+  const auto interrupted = measure_disk(*s.topology, options, {.cancel = &cancel, .progress = {}});
+  REQUIRE_FALSE(interrupted.has_value());
+  CHECK(interrupted.error().code == ErrorCode::kInterrupted);
+  CHECK(fs::is_empty(directory.path));
+}
