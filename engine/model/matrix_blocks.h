@@ -17,7 +17,7 @@ struct MatrixBlock {
 /// Units per block: few enough that the packed weights stay in the second-level cache while row blocks go by, and that
 /// a block of outputs fits WorkerScratch::block.
 inline int64_t units_per_block(const PackedMatrix& matrix) {
-  constexpr int64_t kWeightBytes = 512 * 1024;
+  constexpr int64_t kWeightBytes = 1024 * 1024;
   const int64_t unit_bytes = matrix.unit_elements() * static_cast<int64_t>(sizeof(bf16));
   return std::clamp<int64_t>(kWeightBytes / unit_bytes, 1, kBlockOutputs / kernels::kUnitOutputs);
 }
@@ -27,6 +27,32 @@ inline numa::Range worker_units(const Lane& lane, const PackedMatrix& matrix) {
   const numa::Range shard = matrix.shard(lane.worker.node).units;
   const numa::Range share = numa::split(shard.count(), lane.worker.count_in_node, lane.worker.rank_in_node);
   return {shard.begin + share.begin, shard.begin + share.end};
+}
+
+/// Asks for the beginning of the streams that a product with units `units` of `matrix` will read.
+inline void prefetch_units(const Lane& lane, const PackedMatrix& matrix, numa::Range units) {
+  constexpr int64_t kStreams = 4, kStreamBytes = 4096, kLineBytes = 64;
+  if (units.count() == 0) return;
+  const int64_t block = std::min(units_per_block(matrix), units.count());
+  for (int64_t stream = 0; stream < std::min(kStreams, block); ++stream) {
+    const bf16* const unit =
+        matrix.unit(lane.worker.node, 0, units.begin + stream * (block / std::min(kStreams, block)));
+    const char* const bytes = reinterpret_cast<const char*>(unit);
+    const int64_t count = std::min<int64_t>(kStreamBytes, matrix.unit_elements() * static_cast<int64_t>(sizeof(bf16)));
+    for (int64_t i = 0; i < count; i += kLineBytes) __builtin_prefetch(bytes + i, 0, 2);
+  }
+}
+
+/// Bytes of `units` units of all segments of a matrix.
+inline int64_t weight_bytes(const PackedMatrix& matrix, int64_t units) {
+  return units * matrix.segments() * matrix.unit_elements() * static_cast<int64_t>(sizeof(bf16));
+}
+
+/// Multiplications and additions of `rows` rows with units [units.begin, units.end), without padding.
+inline int64_t product_flops(const PackedMatrix& matrix, numa::Range units, int64_t rows) {
+  const int64_t end = std::min<int64_t>(units.end * kernels::kUnitOutputs, matrix.outputs());
+  const int64_t outputs = std::max<int64_t>(end - units.begin * kernels::kUnitOutputs, 0);
+  return 2 * rows * outputs * matrix.terms();
 }
 
 /// Calls body(MatrixBlock) for rows 0..count-1 and `units`, weights outermost.

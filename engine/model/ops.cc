@@ -1,6 +1,7 @@
 #include "engine/model/ops.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "engine/model/matrix_blocks.h"
 #include "kernels/pack.h"
@@ -12,6 +13,11 @@ namespace {
 void add_bias(float* y, const std::vector<float>& bias, int64_t begin, int64_t end) {
   end = std::min(end, static_cast<int64_t>(bias.size()));
   for (int64_t i = begin; i < end; ++i) y[i] += bias[i];
+}
+
+int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 void multiply(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, const std::vector<float>& bias,
@@ -36,10 +42,41 @@ void multiply(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, c
     for (int row = block.first_row; row < block.first_row + block.row_count; ++row)
       add_bias(c[row], bias, block.units.begin * kernels::kUnitOutputs, block.units.end * kernels::kUnitOutputs);
   });
-  lane.worker.barrier();
+  const numa::Range units = worker_units(lane, matrix);
+  lane.count(weight_bytes(matrix, units.count()), product_flops(matrix, units, count));
 }
 
 }  // namespace
+
+Lane::Lane(numa::Worker& a_worker, const kernels::Kernels& a_kernels, WorkerScratch& a_scratch)
+    : worker(a_worker), kernels(a_kernels), scratch(a_scratch), since_ns_(now_ns()) {}
+
+Lane::~Lane() { begin(phase_); }
+
+void Lane::begin(Phase phase) {
+  const int64_t now = now_ns();
+  scratch.counters[static_cast<int>(phase_)].busy_ns += now - since_ns_;
+  since_ns_ = now;
+  phase_ = phase;
+}
+
+void Lane::meet() {
+  begin(phase_);
+  worker.barrier();
+  const int64_t now = now_ns();
+  scratch.counters[static_cast<int>(phase_)].wait_ns += now - since_ns_;
+  since_ns_ = now;
+}
+
+void Lane::count(int64_t bytes, int64_t flops) {
+  PhaseCounters& counters = scratch.counters[static_cast<int>(phase_)];
+  counters.bytes += bytes;
+  counters.flops += flops;
+}
+
+void prefetch(const Lane& lane, const PackedMatrix& matrix) {
+  prefetch_units(lane, matrix, worker_units(lane, matrix));
+}
 
 void embed(Lane& lane, std::span<const TokenId> tokens, const PackedMatrix& embedding, Rows<float> residual) {
   const numa::Range share = lane.worker.share(static_cast<int64_t>(tokens.size()));
@@ -47,22 +84,28 @@ void embed(Lane& lane, std::span<const TokenId> tokens, const PackedMatrix& embe
     embedding.read_output(tokens[t], lane.scratch.embedding);
     for (int i = 0; i < embedding.terms(); ++i) residual[t][i] = to_float(lane.scratch.embedding[i]);
   }
-  lane.worker.barrier();
 }
 
-void rms_norm(Lane& lane, Rows<float> x, const int* pick, int count, const std::vector<float>& weight, float eps,
-              Rows<bf16> out) {
+Rows<bf16> rms_norm(Lane& lane, Rows<float> x, const int* pick, int count, const std::vector<float>& weight, float eps,
+                    Rows<bf16> out) {
   const int width = static_cast<int>(weight.size());
-  const numa::Range share = lane.worker.share(count);
-  for (int64_t t = share.begin; t < share.end; ++t) {
-    lane.kernels.elementwise->rms_norm({.x = x[pick == nullptr ? t : pick[t]],
-                                        .weight = weight.data(),
-                                        .n = width,
-                                        .eps = eps,
-                                        .out = out[t],
-                                        .out_count = round_up(width, kernels::kTileTerms)});
+  const auto norm = [&](numa::Range rows, Rows<bf16> to) {
+    for (int64_t t = rows.begin; t < rows.end; ++t) {
+      lane.kernels.elementwise->rms_norm({.x = x[pick == nullptr ? t : pick[t]],
+                                          .weight = weight.data(),
+                                          .n = width,
+                                          .eps = eps,
+                                          .out = to[t],
+                                          .out_count = round_up(width, kernels::kTileTerms)});
+    }
+  };
+  if (count <= kFewRows) {
+    norm({0, count}, lane.scratch.normed);
+    return lane.scratch.normed;
   }
-  lane.worker.barrier();
+  norm(lane.worker.share(count), out);
+  lane.meet();
+  return out;
 }
 
 void linear(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, const std::vector<float>& bias,
@@ -83,7 +126,6 @@ void silu_mul(Lane& lane, Rows<float> gate_up, int count, int intermediate, Rows
                                         .out = hidden[t],
                                         .out_count = round_up(intermediate, kernels::kTileTerms)});
   }
-  lane.worker.barrier();
 }
 
 }  // namespace cpuinfer::model

@@ -1,6 +1,10 @@
-// The operations of a transformer: what a model's forward pass is written in. Each is a phase of one forward step:
-// every worker of the team calls it with the same arguments, does its share with the selected kernels, and meets the
-// others at a barrier at its end. The only code that calls both numa and kernels.
+// The operations of a transformer: what a model's forward pass is written in. Every worker of the team calls each with
+// the same arguments and does its share with the selected kernels. The only code that calls both numa and kernels.
+//
+// An op does not wait for others to finish their shares: the forward pass says where workers meet (Lane::meet), which
+// is before the first op that reads what others wrote. With at most kFewRows rows, small things are computed by every
+// worker for itself instead, so that a layer of decode has six meetings (seven beyond one superblock of context). Ops
+// that need a meeting of their own with more rows say so.
 //
 // T = rows of the batch, H = hidden, D = head_dim. No op allocates or fails. Who computes an item never changes a bit.
 #pragma once
@@ -17,19 +21,42 @@
 
 namespace cpuinfer::model {
 
-/// One worker inside a step.
-struct Lane {
+/// One worker inside a step, and the account of what it spends on each phase.
+class Lane {
+ public:
+  Lane(numa::Worker& a_worker, const kernels::Kernels& a_kernels, WorkerScratch& a_scratch);
+  /// Closes the last phase.
+  ~Lane();
+  Lane(const Lane&) = delete;
+  Lane& operator=(const Lane&) = delete;
+
+  /// What follows belongs to `phase`.
+  void begin(Phase phase);
+  /// Returns when all workers are here: what each wrote before, all may read now.
+  void meet();
+  /// Notes work of the current phase: see PhaseCounters.
+  void count(int64_t bytes, int64_t flops);
+
   numa::Worker& worker;
   const kernels::Kernels& kernels;
   WorkerScratch& scratch;
+
+ private:
+  Phase phase_ = Phase::kEmbedding;
+  int64_t since_ns_;  ///< what came before is in the counters
 };
+
+/// Asks for the first cache lines of this worker's share of `matrix`: for the moment before a meeting, so that memory
+/// is at work while workers wait.
+void prefetch(const Lane& lane, const PackedMatrix& matrix);
 
 /// residual[t] = float(embedding row of tokens[t]).  embedding: [vocab, H] packed as any matrix.
 void embed(Lane& lane, std::span<const TokenId> tokens, const PackedMatrix& embedding, Rows<float> residual);
 
-/// out[t] = bf16(rms_norm(x[t]) * weight), t < count. If `pick` is not null, row t is taken from x[pick[t]].
-void rms_norm(Lane& lane, Rows<float> x, const int* pick, int count, const std::vector<float>& weight, float eps,
-              Rows<bf16> out);
+/// bf16(rms_norm(x[t]) * weight), t < count. If `pick` is not null, row t is taken from x[pick[t]]. Up to kFewRows rows
+/// are computed by every worker for itself; more are shared out, written to `out`, and met for.
+Rows<bf16> rms_norm(Lane& lane, Rows<float> x, const int* pick, int count, const std::vector<float>& weight, float eps,
+                    Rows<bf16> out);
 
 /// c[t] = a[t] * matrix^T for t < count (segments added in ascending order), then + bias if there is one.
 /// a: [count, terms in segments], c: [count, outputs padded to 16].
@@ -50,18 +77,13 @@ struct AttentionWeights {
   float rms_eps;
 };
 
-/// Splits qkv rows ([kv_heads][group q heads | k | v][D]) into heads, norms and rotates q and k, writes q to `queries`
-/// and k, v to the pages of the cache.
-void split_heads(Lane& lane, const ModelConfig& config, const Batch& batch, int layer, Rows<float> qkv,
-                 const AttentionWeights& weights, Rows<float> cos, Rows<float> sin, Rows<bf16> queries, KvCache& kv);
-
 /// Rows of one sequence whose queries are answered together, for one range of superblocks.
 struct AttentionItem {
   int sequence = 0;
   int first_row = 0;  ///< in the batch
   int rows = 0;
-  int superblock = -1;  ///< -1: all of them, in order; otherwise only this one, into partials
-  int64_t partial = 0;  ///< first row of partials for kv head 0 (superblock >= 0)
+  int superblock = -1;   ///< -1: all of them, in order; otherwise only this one
+  int64_t partial = -1;  ///< first row of partials for kv head 0; -1: this item is all that its rows see
 };
 /// Superblocks of one item's rows to be merged.
 struct AttentionMerge {
@@ -69,23 +91,33 @@ struct AttentionMerge {
   int64_t partial = 0;
 };
 /// How a batch's attention is cut into items: the same for all layers. Made once per step by make_attention_plan.
+///
+/// Sequences with up to kFewRows rows are cut by superblocks: their items norm and rotate the queries that they need
+/// and write the keys and values of their own superblock themselves. Longer ones are cut by rows, after all their keys
+/// and values have been written.
 struct AttentionPlan {
   std::vector<AttentionItem> items;
   std::vector<AttentionMerge> merges;
+  bool any_long = false;  ///< some sequence has more than kFewRows rows
 };
+/// Room for every batch within `limits`, so that steps allocate nothing.
+void reserve_attention_plan(const ModelConfig& config, const StepLimits& limits, AttentionPlan& plan);
 void make_attention_plan(const ModelConfig& config, const Batch& batch, AttentionPlan& plan);
 
-/// Causal grouped-query attention over the paged cache, exact. Leaves of 256 tokens and superblocks of 1024 at absolute
-/// positions are merged in a fixed tree (docs/numerics.md), so the result depends on nothing but the sequence.
-/// workspace: reads queries, writes attention.
+/// Causal grouped-query attention over the paged cache, exact. qkv rows ([kv_heads][group q heads | k | v][D]) are
+/// split into heads, q and k are normed and rotated, k and v appended to the cache. Leaves of 256 tokens and
+/// superblocks of 1024 at absolute positions are merged in a fixed tree (docs/numerics.md), so the result depends on
+/// nothing but the sequence. Meets the others inside: once if there are long sequences, once if superblocks are to be
+/// merged. workspace: reads qkv, cos, sin; writes queries, attention.
 void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const AttentionPlan& plan, int layer,
-               const KvCache& kv, Workspace& workspace);
+               const AttentionWeights& weights, KvCache& kv, Workspace& workspace);
 
 /// hidden[t] = bf16(silu(gate) * up) from gate_up [T, 2I interleaved by 8].
 void silu_mul(Lane& lane, Rows<float> gate_up, int count, int intermediate, Rows<bf16> hidden);
 
-/// Picks experts_per_token experts for each row from router_logits and sorts the rows by expert into workspace.slots.
-void route(Lane& lane, const ModelConfig& config, int count, Workspace& workspace);
+/// Picks experts_per_token experts for each row from router_logits and sorts the rows by expert. Up to kFewRows rows
+/// every worker for itself; more with two meetings.
+ExpertSlots route(Lane& lane, const ModelConfig& config, int count, Workspace& workspace);
 
 /// An expert's matrices: gate_up [2I interleaved by 8, H] and down [H, I].
 struct Expert {

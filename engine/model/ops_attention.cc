@@ -23,7 +23,8 @@ struct QueryRows {
   int64_t first_position;  // of the first token
   int tokens;
   int group;
-  const int32_t* row_numbers;  // [tokens * group] rows of workspace.queries
+  Rows<bf16> queries;
+  const int32_t* row_numbers;  // [tokens * group] rows of `queries`
 
   int rows() const { return tokens * group; }
   int64_t position(int row) const { return first_position + row / group; }
@@ -38,10 +39,92 @@ kernels::AttentionPartial at(const PartialRows& partial, int64_t row) {
   return {partial.max + row, partial.sum + row, partial.out[row]};
 }
 
-// Computes one leaf for all rows that see any of its tokens and merges it into scratch.superblock.
-void add_leaf(Lane& lane, const QueryRows& query, int64_t leaf, Rows<bf16> queries, int layer, int kv_head,
-              const KvCache& kv, int head_dim, float scale) {
+// Which part of the cache and of the model an item of attention is about.
+struct HeadContext {
+  const ModelConfig& config;
+  const AttentionWeights& weights;
+  const Workspace& workspace;
+  KvCache& kv;
+  int layer;
+  int kv_head;
+
+  int group() const { return config.heads / config.kv_heads; }
+  // The float32 outputs of this kv head in a row of qkv: its query heads, then the key, then the value.
+  const float* heads_of(int64_t row) const {
+    return workspace.qkv[row] + int64_t{kv_head} * (group() + 2) * config.head_dim;
+  }
+};
+
+void norm_rope(Lane& lane, const HeadContext& head, int64_t row, const float* x, const std::vector<float>& weight,
+               bf16* out) {
+  lane.kernels.elementwise->norm_rope({.x = x,
+                                       .weight = weight.data(),
+                                       .cos = head.workspace.cos[row],
+                                       .sin = head.workspace.sin[row],
+                                       .n = head.config.head_dim,
+                                       .eps = head.weights.rms_eps,
+                                       .out = out,
+                                       .out_count = head.kv.head_dim_padded()});
+}
+
+// The query heads of one row, to rows first, first + 1, ... of `queries`.
+void split_queries(Lane& lane, const HeadContext& head, int64_t row, Rows<bf16> queries, int64_t first) {
+  for (int g = 0; g < head.group(); ++g)
+    norm_rope(lane, head, row, head.heads_of(row) + int64_t{g} * head.config.head_dim, head.weights.query_norm,
+              queries[first + g]);
+}
+
+// The key and the value of one row, to their place in the cache.
+void append_key_value(Lane& lane, const HeadContext& head, const BatchSequence& sequence, int64_t row) {
+  const int padded = head.kv.head_dim_padded();
+  const int64_t position = sequence.start_position + (row - sequence.first_row);
+  const int page = sequence.pages[position / kernels::kLeafTokens];
+  const int slot = static_cast<int>(position % kernels::kLeafTokens);
+  const float* const key = head.heads_of(row) + int64_t{head.group()} * head.config.head_dim;
+  const float* const value = key + head.config.head_dim;
+  bf16* const buffer = lane.scratch.head;
+  norm_rope(lane, head, row, key, head.weights.key_norm, buffer);
+  kernels::store_key(head.kv.keys(head.layer, head.kv_head, page), slot, buffer, padded);
+  for (int i = 0; i < padded; ++i) buffer[i] = i < head.config.head_dim ? to_bf16(value[i]) : bf16{};
+  kernels::store_value(head.kv.values(head.layer, head.kv_head, page), slot, buffer, padded);
+}
+
+// Heads of the sequences with more than kFewRows rows: queries to workspace.queries, keys and values to the cache.
+void split_heads(Lane& lane, const ModelConfig& config, const Batch& batch, int layer, const AttentionWeights& weights,
+                 KvCache& kv, const Workspace& workspace) {
+  // Item = (kv head, row), kv head outermost, so that few pages are written by two workers.
+  const numa::Range share = lane.worker.share(int64_t{config.kv_heads} * batch.rows());
+  for (const BatchSequence& sequence : batch.sequences) {
+    if (sequence.rows <= kFewRows) continue;
+    for (int kv_head = 0; kv_head < config.kv_heads; ++kv_head) {
+      const HeadContext head = {config, weights, workspace, kv, layer, kv_head};
+      const int64_t base = int64_t{kv_head} * batch.rows();
+      const int64_t begin = std::max<int64_t>(share.begin - base, sequence.first_row);
+      const int64_t end = std::min<int64_t>(share.end - base, sequence.first_row + sequence.rows);
+      for (int64_t row = begin; row < end; ++row) {
+        split_queries(lane, head, row, workspace.queries, row * config.heads + kv_head * head.group());
+        append_key_value(lane, head, sequence, row);
+      }
+    }
+  }
+}
+
+// Memory that will be read soon, asked for piece by piece while something else is computed: the `index`-th of `count`
+// equal pieces of its first kBytes.
+void prefetch_piece(const bf16* next, int index, int count) {
+  constexpr int kBytes = 16 * 1024, kLineBytes = 64;
+  const char* const bytes = reinterpret_cast<const char*>(next);
+  for (int i = index * kBytes / count; i < (index + 1) * kBytes / count; i += kLineBytes)
+    __builtin_prefetch(bytes + i, 0, 2);
+}
+
+// Computes one leaf for all rows that see any of its tokens and merges it into scratch.superblock. `next_leaf` is what
+// will probably be read afterwards.
+void add_leaf(Lane& lane, const HeadContext& head, const QueryRows& query, int64_t leaf, const bf16* next_leaf) {
   WorkerScratch& scratch = lane.scratch;
+  const int head_dim = head.config.head_dim;
+  const float scale =
+      static_cast<float>(static_cast<double>(kernels::kLog2e) / std::sqrt(static_cast<double>(head_dim)));
   const int64_t leaf_start = leaf * kernels::kLeafTokens;
   // Rows are in ascending order of position: those that see the leaf are the last ones.
   const int first = static_cast<int>(std::max<int64_t>(0, leaf_start - query.first_position)) * query.group;
@@ -52,26 +135,33 @@ void add_leaf(Lane& lane, const QueryRows& query, int64_t leaf, Rows<bf16> queri
   };
   const int widest = visible(query.rows() - 1);
   const int page = query.sequence.pages[leaf];
-  const int head_dim_padded = kv.head_dim_padded();
+  const int head_dim_padded = head.kv.head_dim_padded();
   const int value_terms = round_up(widest, kernels::kTileTerms);
+  const bf16* const values = head.kv.values(head.layer, head.kv_head, page);
+  // With few rows the cache's stream is what takes time, and it must not rest while the softmax is computed.
+  const bool streams = rows <= kFewRows * query.group;
 
   const kernels::Gemm scores = {
       .m = rows,
       .n = round_up(widest, kernels::kUnitOutputs),
       .k = head_dim_padded,
-      .a = queries.data,
-      .a_stride = queries.stride,
+      .a = query.queries.data,
+      .a_stride = query.queries.stride,
       .a_rows = query.row_numbers + first,
-      .w = kv.keys(layer, kv_head, page),
+      .w = head.kv.keys(head.layer, head.kv_head, page),
       .w_unit_stride = kernels::unit_elements(head_dim_padded),
       .c = scratch.scores.data,
       .c_stride = scratch.scores.stride,
       .accumulate = false,
   };
   lane.kernels.gemm(rows).run(scores);
+  int64_t seen = 0;
   for (int row = 0; row < rows; ++row) {
+    if (streams) prefetch_piece(values, row, rows);
+    const int valid = visible(first + row);
+    seen += valid;
     lane.kernels.elementwise->softmax_leaf({.scores = scratch.scores[row],
-                                            .valid = visible(first + row),
+                                            .valid = valid,
                                             .scale = scale,
                                             .probs = scratch.probs[row],
                                             .probs_count = value_terms,
@@ -87,7 +177,7 @@ void add_leaf(Lane& lane, const QueryRows& query, int64_t leaf, Rows<bf16> queri
       .k = value_terms,
       .a = scratch.probs.data,
       .a_stride = scratch.probs.stride,
-      .w = kv.values(layer, kv_head, page),
+      .w = values,
       .w_unit_stride = kernels::unit_elements(kernels::kLeafTokens),
       .c = scratch.leaf.out.data,
       .c_stride = scratch.leaf.out.stride,
@@ -95,10 +185,15 @@ void add_leaf(Lane& lane, const QueryRows& query, int64_t leaf, Rows<bf16> queri
   };
   lane.kernels.gemm(rows).run(output);
   for (int row = 0; row < rows; ++row) {
+    if (streams && next_leaf != nullptr) prefetch_piece(next_leaf, row, rows);
     lane.kernels.elementwise->merge_partial({.dst = at(scratch.superblock, first + row),
                                              .src = at(scratch.leaf, row),
                                              .n = round_up(head_dim, kernels::kUnitOutputs)});
   }
+  // Of the items that read a leaf for rows of one sequence, that of the last rows reads all of what is visible.
+  const bool reads_for_all = query.first_position + query.tokens == query.sequence.start_position + query.sequence.rows;
+  constexpr int64_t kKeyAndValue = 2 * static_cast<int64_t>(sizeof(bf16));
+  lane.count(reads_for_all ? widest * head_dim * kKeyAndValue : 0, 4 * seen * head_dim);
 }
 
 }  // namespace
@@ -113,86 +208,45 @@ void rope_tables(Lane& lane, const Batch& batch, Rows<float> cos, Rows<float> si
       rope_rows(*sequence.rope, {&position, 1}, cos[row], sin[row]);
     }
   }
-  lane.worker.barrier();
 }
 
-void split_heads(Lane& lane, const ModelConfig& config, const Batch& batch, int layer, Rows<float> qkv,
-                 const AttentionWeights& weights, Rows<float> cos, Rows<float> sin, Rows<bf16> queries, KvCache& kv) {
-  const int group = config.heads / config.kv_heads;
-  const int head_dim = config.head_dim;
-  const int padded = kv.head_dim_padded();
-  bf16* const head = lane.scratch.head;
-  // Item = (kv head, row), kv head outermost, so that few pages are written by two workers.
-  const numa::Range share = lane.worker.share(int64_t{config.kv_heads} * batch.rows());
-  for (const BatchSequence& sequence : batch.sequences) {
-    for (int kv_head = 0; kv_head < config.kv_heads; ++kv_head) {
-      const int64_t base = int64_t{kv_head} * batch.rows();
-      const int64_t begin = std::max<int64_t>(share.begin - base, sequence.first_row);
-      const int64_t end = std::min<int64_t>(share.end - base, sequence.first_row + sequence.rows);
-      for (int64_t row = begin; row < end; ++row) {
-        const float* const q = qkv[row] + int64_t{kv_head} * (group + 2) * head_dim;
-        const float* const k = q + int64_t{group} * head_dim;
-        const float* const v = k + head_dim;
-        kernels::NormRope rotate = {.x = q,
-                                    .weight = weights.query_norm.data(),
-                                    .cos = cos[row],
-                                    .sin = sin[row],
-                                    .n = head_dim,
-                                    .eps = weights.rms_eps,
-                                    .out = nullptr,
-                                    .out_count = padded};
-        for (int g = 0; g < group; ++g) {
-          rotate.x = q + int64_t{g} * head_dim;
-          rotate.out = queries[row * config.heads + kv_head * group + g];
-          lane.kernels.elementwise->norm_rope(rotate);
-        }
-        const int64_t position = sequence.start_position + (row - sequence.first_row);
-        const int page = sequence.pages[position / kernels::kLeafTokens];
-        const int slot = static_cast<int>(position % kernels::kLeafTokens);
-        rotate.x = k;
-        rotate.weight = weights.key_norm.data();
-        rotate.out = head;
-        lane.kernels.elementwise->norm_rope(rotate);
-        kernels::store_key(kv.keys(layer, kv_head, page), slot, head, padded);
-        for (int i = 0; i < padded; ++i) head[i] = i < head_dim ? to_bf16(v[i]) : bf16{};
-        kernels::store_value(kv.values(layer, kv_head, page), slot, head, padded);
-      }
-    }
-  }
-  lane.worker.barrier();
+void reserve_attention_plan(const ModelConfig& config, const StepLimits& limits, AttentionPlan& plan) {
+  const int rows_per_item = std::max(1, kRowBlock / (config.heads / config.kv_heads));
+  plan.merges.reserve(limits.sequences);
+  plan.items.reserve(limits.context_tokens / kSuperblockTokens + 2 * int64_t{limits.sequences} +
+                     limits.rows / rows_per_item);
 }
 
 void make_attention_plan(const ModelConfig& config, const Batch& batch, AttentionPlan& plan) {
   plan.items.clear();
   plan.merges.clear();
-  const int group = config.heads / config.kv_heads;
-  const int rows_per_item = std::max(1, kRowBlock / group);
+  plan.any_long = false;
+  const int rows_per_item = std::max(1, kRowBlock / (config.heads / config.kv_heads));
   int64_t partial = 0;
   for (int s = 0; s < static_cast<int>(batch.sequences.size()); ++s) {
     const BatchSequence& sequence = batch.sequences[s];
-    const int superblocks = superblocks_for(sequence.start_position + sequence.rows);
-    if (sequence.rows <= kSplitRows && superblocks > 1) {
-      plan.merges.push_back({sequence.first_row, sequence.rows, superblocks, partial});
+    if (sequence.rows <= kFewRows) {
+      const int superblocks = superblocks_for(sequence.start_position + sequence.rows);
+      if (superblocks > 1) plan.merges.push_back({sequence.first_row, sequence.rows, superblocks, partial});
       for (int superblock = 0; superblock < superblocks; ++superblock) {
-        plan.items.push_back({s, sequence.first_row, sequence.rows, superblock, partial});
-        partial += int64_t{sequence.rows} * config.heads;
+        plan.items.push_back({s, sequence.first_row, sequence.rows, superblock, superblocks > 1 ? partial : -1});
+        if (superblocks > 1) partial += int64_t{sequence.rows} * config.heads;
       }
       continue;
     }
+    plan.any_long = true;
     for (int row = 0; row < sequence.rows; row += rows_per_item)
-      plan.items.push_back({s, sequence.first_row + row, std::min(rows_per_item, sequence.rows - row), -1, 0});
+      plan.items.push_back({s, sequence.first_row + row, std::min(rows_per_item, sequence.rows - row), -1, -1});
   }
 }
 
 void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const AttentionPlan& plan, int layer,
-               const KvCache& kv, Workspace& workspace) {
+               const AttentionWeights& weights, KvCache& kv, Workspace& workspace) {
   WorkerScratch& scratch = lane.scratch;
   const int group = config.heads / config.kv_heads;
   const int head_dim = config.head_dim;
   const int padded_outputs = round_up(head_dim, kernels::kUnitOutputs);
   const int segment = round_up(group * head_dim, kernels::kTileTerms);
-  const float scale =
-      static_cast<float>(static_cast<double>(kernels::kLog2e) / std::sqrt(static_cast<double>(head_dim)));
   const PartialRows partials = {workspace.partial_max, workspace.partial_sum, workspace.partial_out};
 
   const auto finish = [&](int row, int kv_head, int g, const kernels::AttentionPartial& partial) {
@@ -203,19 +257,36 @@ void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const 
          .out = workspace.attention[row] + int64_t{kv_head} * segment + int64_t{g} * head_dim});
   };
 
+  if (plan.any_long) {
+    split_heads(lane, config, batch, layer, weights, kv, workspace);
+    lane.meet();
+  }
+
   // Items in turn: neighbours have like cost, so dealing them out one by one keeps the workers even.
   const int64_t items = static_cast<int64_t>(plan.items.size()) * config.kv_heads;
   for (int64_t index = lane.worker.rank; index < items; index += lane.worker.count) {
     const AttentionItem& item = plan.items[index / config.kv_heads];
     const int kv_head = static_cast<int>(index % config.kv_heads);
+    const HeadContext head = {config, weights, workspace, kv, layer, kv_head};
     const BatchSequence& sequence = batch.sequences[item.sequence];
+    const bool few = sequence.rows <= kFewRows;
     const QueryRows query = {.sequence = sequence,
                              .first_position = sequence.start_position + (item.first_row - sequence.first_row),
                              .tokens = item.rows,
                              .group = group,
+                             .queries = few ? scratch.queries : workspace.queries,
                              .row_numbers = scratch.row_numbers};
-    for (int row = 0; row < query.rows(); ++row)
-      scratch.row_numbers[row] = (item.first_row + row / group) * config.heads + kv_head * group + row % group;
+    for (int row = 0; row < query.rows(); ++row) {
+      scratch.row_numbers[row] =
+          few ? row : (item.first_row + row / group) * config.heads + kv_head * group + row % group;
+    }
+    if (few) {
+      for (int row = 0; row < item.rows; ++row) {
+        split_queries(lane, head, item.first_row + row, scratch.queries, int64_t{row} * group);
+        if ((query.first_position + row) / kSuperblockTokens == item.superblock)
+          append_key_value(lane, head, sequence, item.first_row + row);
+      }
+    }
 
     const int64_t tokens_seen = query.first_position + item.rows;
     const int first_superblock = std::max(item.superblock, 0);
@@ -224,9 +295,11 @@ void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const 
     for (int superblock = first_superblock; superblock <= last_superblock; ++superblock) {
       clear(scratch.superblock, query.rows());
       const int64_t first_leaf = int64_t{superblock} * kLeavesPerSuperblock;
-      for (int64_t leaf = first_leaf; leaf < first_leaf + kLeavesPerSuperblock; ++leaf) {
-        if (leaf * kernels::kLeafTokens >= tokens_seen) break;
-        add_leaf(lane, query, leaf, workspace.queries, layer, kv_head, kv, head_dim, scale);
+      const int64_t end_leaf =
+          std::min(first_leaf + kLeavesPerSuperblock, ceil_div(tokens_seen, int64_t{kernels::kLeafTokens}));
+      for (int64_t leaf = first_leaf; leaf < end_leaf; ++leaf) {
+        const bf16* const next = leaf + 1 < end_leaf ? kv.keys(layer, kv_head, sequence.pages[leaf + 1]) : nullptr;
+        add_leaf(lane, head, query, leaf, next);
       }
       for (int row = 0; row < query.rows(); ++row) {
         lane.kernels.elementwise->merge_partial(
@@ -235,7 +308,7 @@ void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const 
     }
     for (int row = 0; row < query.rows(); ++row) {
       const kernels::AttentionPartial total = at(scratch.total, row);
-      if (item.superblock < 0) {
+      if (item.partial < 0) {
         finish(item.first_row + row / group, kv_head, row % group, total);
         continue;
       }
@@ -246,8 +319,8 @@ void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const 
       std::memcpy(slot.out, total.out, padded_outputs * sizeof(float));
     }
   }
-  lane.worker.barrier();
   if (plan.merges.empty()) return;
+  lane.meet();
 
   for (const AttentionMerge& merge : plan.merges) {
     const int64_t rows = int64_t{merge.rows} * config.heads;  // partials of one superblock
@@ -264,7 +337,6 @@ void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const 
       finish(merge.first_row + row / group, kv_head, row % group, total);
     }
   }
-  lane.worker.barrier();
 }
 
 }  // namespace cpuinfer::model

@@ -10,18 +10,16 @@ namespace cpuinfer::model {
 namespace {
 
 // Counting sort: slots of expert e hold the rows that chose it, in ascending order.
-void sort_by_expert(const ModelConfig& config, int count, Workspace& workspace) {
-  const ExpertSlots& slots = workspace.slots;
-  const int chosen = config.experts_per_token;
+void sort_by_expert(const ModelConfig& config, int count, const ChosenExperts& chosen, const ExpertSlots& slots) {
   std::fill_n(slots.first, config.experts + 1, 0);
   for (int t = 0; t < count; ++t)
-    for (int i = 0; i < chosen; ++i) ++slots.first[workspace.expert_ids[t][i] + 1];
+    for (int i = 0; i < config.experts_per_token; ++i) ++slots.first[chosen.ids[t][i] + 1];
   for (int e = 0; e < config.experts; ++e) slots.first[e + 1] += slots.first[e];
   for (int t = 0; t < count; ++t) {
-    for (int i = 0; i < chosen; ++i) {
-      const int slot = slots.first[workspace.expert_ids[t][i]]++;
+    for (int i = 0; i < config.experts_per_token; ++i) {
+      const int slot = slots.first[chosen.ids[t][i]]++;
       slots.rows[slot] = t;
-      slots.weights[slot] = workspace.expert_weights[t][i];
+      slots.weights[slot] = chosen.weights[t][i];
     }
   }
   // Each first[e] has moved to where expert e + 1 begins: shift back.
@@ -35,20 +33,28 @@ int64_t unit_cost(int64_t rows) { return std::max(rows, kRowsPerStream); }
 
 }  // namespace
 
-void route(Lane& lane, const ModelConfig& config, int count, Workspace& workspace) {
-  const numa::Range share = lane.worker.share(count);
-  for (int64_t t = share.begin; t < share.end; ++t) {
-    kernels::route({.logits = workspace.router_logits[t],
-                    .experts = config.experts,
-                    .chosen = config.experts_per_token,
-                    .normalize = config.norm_topk_prob,
-                    .expert_ids = workspace.expert_ids[t],
-                    .weights = workspace.expert_weights[t],
-                    .scratch = lane.scratch.router});
+ExpertSlots route(Lane& lane, const ModelConfig& config, int count, Workspace& workspace) {
+  const auto choose = [&](numa::Range rows, const ChosenExperts& chosen) {
+    for (int64_t t = rows.begin; t < rows.end; ++t) {
+      kernels::route({.logits = workspace.router_logits[t],
+                      .experts = config.experts,
+                      .chosen = config.experts_per_token,
+                      .normalize = config.norm_topk_prob,
+                      .expert_ids = chosen.ids[t],
+                      .weights = chosen.weights[t],
+                      .scratch = lane.scratch.router});
+    }
+  };
+  if (count <= kFewRows) {
+    choose({0, count}, lane.scratch.chosen);
+    sort_by_expert(config, count, lane.scratch.chosen, lane.scratch.slots);
+    return lane.scratch.slots;
   }
-  lane.worker.barrier();
-  if (lane.worker.rank == 0) sort_by_expert(config, count, workspace);
-  lane.worker.barrier();
+  choose(lane.worker.share(count), workspace.chosen);
+  lane.meet();
+  if (lane.worker.rank == 0) sort_by_expert(config, count, workspace.chosen, workspace.slots);
+  lane.meet();
+  return workspace.slots;
 }
 
 void experts_gate_up(Lane& lane, const ModelConfig& config, std::span<const Expert> experts, const ExpertSlots& slots,
@@ -72,6 +78,7 @@ void experts_gate_up(Lane& lane, const ModelConfig& config, std::span<const Expe
     const int64_t end = std::clamp<int64_t>(ceil_div(share.end - cost, unit), 0, node_units);
     cost += node_units * unit;
     const PackedMatrix& matrix = experts[e].gate_up;
+    lane.count(weight_bytes(matrix, end - begin), product_flops(matrix, {node_first + begin, node_first + end}, rows));
     for_each_block(
         {node_first + begin, node_first + end}, units_per_block(matrix), rows, [&](const MatrixBlock& block) {
           const kernels::Gemm gemm = {
@@ -102,7 +109,6 @@ void experts_gate_up(Lane& lane, const ModelConfig& config, std::span<const Expe
           }
         });
   }
-  lane.worker.barrier();
 }
 
 void experts_down(Lane& lane, std::span<const Expert> experts, const ExpertSlots& slots, Rows<bf16> intermediate,
@@ -111,6 +117,10 @@ void experts_down(Lane& lane, std::span<const Expert> experts, const ExpertSlots
   // of experts: no partial sums are stored and no worker waits for another.
   const numa::Range units = worker_units(lane, experts[0].down);
   const int64_t block_units = units_per_block(experts[0].down);
+  for (size_t e = 0; e < experts.size(); ++e) {
+    if (const int rows = slots.first[e + 1] - slots.first[e]; rows > 0)
+      lane.count(weight_bytes(experts[e].down, units.count()), product_flops(experts[e].down, units, rows));
+  }
   for (int64_t first_unit = units.begin; first_unit < units.end; first_unit += block_units) {
     const numa::Range columns = {first_unit, std::min(first_unit + block_units, units.end)};
     const int column_count = static_cast<int>(columns.count()) * kernels::kUnitOutputs;
@@ -141,7 +151,6 @@ void experts_down(Lane& lane, std::span<const Expert> experts, const ExpertSlots
       });
     }
   }
-  lane.worker.barrier();
 }
 
 }  // namespace cpuinfer::model

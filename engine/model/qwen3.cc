@@ -54,6 +54,13 @@ std::vector<RowRun> gate_up_rows(int intermediate) {
   return runs;
 }
 
+// The expert that the first slot goes to.
+const Expert& first_expert(std::span<const Expert> experts, const ExpertSlots& slots) {
+  size_t e = 0;
+  while (e + 1 < experts.size() && slots.first[e + 1] == 0) ++e;
+  return experts[e];
+}
+
 class Qwen3 final : public Model {
  public:
   Qwen3(const ModelConfig& config, int nodes) : config_(config), layers_(config.layers) {
@@ -87,6 +94,7 @@ class Qwen3 final : public Model {
 
  private:
   void forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Workspace& ws);
+  const PackedMatrix& lm_head() const { return config_.tied_embeddings ? embedding_ : lm_head_; }
 
   ModelConfig config_;
   PackedMatrix embedding_;  // [vocab, hidden]
@@ -102,17 +110,21 @@ class Qwen3 final : public Model {
 // The forward pass.
 
 void Qwen3::forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& ws) {
+  reserve_attention_plan(config_, ws.limits, attention_plan_);
   make_attention_plan(config_, batch, attention_plan_);
-  const PackedMatrix& lm_head = config_.tied_embeddings ? embedding_ : lm_head_;
   const int logit_rows = static_cast<int>(batch.logit_rows.size());
 
   runtime.team.run([&](numa::Worker& worker) {
-    Lane lane{worker, runtime.kernels, ws.workers[worker.rank]};
+    Lane lane(worker, runtime.kernels, ws.workers[worker.rank]);
     rope_tables(lane, batch, ws.cos, ws.sin);
     embed(lane, batch.tokens, embedding_, ws.residual);
+    lane.meet();
     for (int l = 0; l < config_.layers; ++l) forward_layer(lane, batch, l, kv, ws);
-    rms_norm(lane, ws.residual, batch.logit_rows.data(), logit_rows, final_norm_, config_.rms_eps, ws.final_normed);
-    if (logit_rows > 0) linear(lane, ws.final_normed, logit_rows, lm_head, {}, ws.logits);
+    if (logit_rows == 0) return;
+    lane.begin(Phase::kLmHead);
+    const Rows<bf16> normed =
+        rms_norm(lane, ws.residual, batch.logit_rows.data(), logit_rows, final_norm_, config_.rms_eps, ws.final_normed);
+    linear(lane, normed, logit_rows, lm_head(), {}, ws.logits);
   });
 }
 
@@ -122,25 +134,54 @@ void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Wo
   const float eps = config_.rms_eps;
 
   // Attention.
-  rms_norm(lane, ws.residual, nullptr, rows, layer.attention_norm, eps, ws.normed);
-  linear(lane, ws.normed, rows, layer.qkv, layer.qkv_bias, ws.qkv);
-  split_heads(lane, config_, batch, l, ws.qkv, {layer.query_norm, layer.key_norm, eps}, ws.cos, ws.sin, ws.queries, kv);
-  attention(lane, config_, batch, attention_plan_, l, kv, ws);
+  lane.begin(Phase::kQkv);
+  Rows<bf16> normed = rms_norm(lane, ws.residual, nullptr, rows, layer.attention_norm, eps, ws.normed);
+  linear(lane, normed, rows, layer.qkv, layer.qkv_bias, ws.qkv);
+  lane.meet();
+
+  lane.begin(Phase::kAttention);
+  attention(lane, config_, batch, attention_plan_, l, {layer.query_norm, layer.key_norm, eps}, kv, ws);
+  prefetch(lane, layer.output);
+  lane.meet();
+
+  lane.begin(Phase::kOutput);
   linear_add(lane, ws.attention, rows, layer.output, layer.output_bias, ws.residual);
+  prefetch(lane, config_.moe_layers[l] ? layer.router : layer.mlp.gate_up);
+  lane.meet();
 
   // Mixture of experts, or MLP.
-  rms_norm(lane, ws.residual, nullptr, rows, layer.mlp_norm, eps, ws.normed);
+  const PackedMatrix& following = l + 1 < config_.layers ? layers_[l + 1].qkv : lm_head();
   if (config_.moe_layers[l]) {
     const Rows<bf16> hidden = {ws.intermediate.data, round_up(config_.moe_intermediate, kernels::kTileTerms)};
-    linear(lane, ws.normed, rows, layer.router, {}, ws.router_logits);
-    route(lane, config_, rows, ws);
-    experts_gate_up(lane, config_, layer.experts, ws.slots, ws.normed, hidden);
-    experts_down(lane, layer.experts, ws.slots, hidden, ws.residual);
+    lane.begin(Phase::kRouter);
+    normed = rms_norm(lane, ws.residual, nullptr, rows, layer.mlp_norm, eps, ws.normed);
+    linear(lane, normed, rows, layer.router, {}, ws.router_logits);
+    lane.meet();
+    const ExpertSlots slots = route(lane, config_, rows, ws);
+
+    lane.begin(Phase::kGateUp);
+    experts_gate_up(lane, config_, layer.experts, slots, normed, hidden);
+    prefetch(lane, first_expert(layer.experts, slots).down);
+    lane.meet();
+
+    lane.begin(Phase::kDown);
+    experts_down(lane, layer.experts, slots, hidden, ws.residual);
+    prefetch(lane, following);
+    lane.meet();
   } else {
     const Rows<bf16> hidden = {ws.intermediate.data, round_up(config_.intermediate, kernels::kTileTerms)};
-    linear(lane, ws.normed, rows, layer.mlp.gate_up, {}, ws.gate_up);
+    lane.begin(Phase::kGateUp);
+    normed = rms_norm(lane, ws.residual, nullptr, rows, layer.mlp_norm, eps, ws.normed);
+    linear(lane, normed, rows, layer.mlp.gate_up, {}, ws.gate_up);
+    lane.meet();
     silu_mul(lane, ws.gate_up, rows, config_.intermediate, hidden);
+    prefetch(lane, layer.mlp.down);
+    lane.meet();
+
+    lane.begin(Phase::kDown);
     linear_add(lane, hidden, rows, layer.mlp.down, {}, ws.residual);
+    prefetch(lane, following);
+    lane.meet();
   }
 }
 

@@ -26,6 +26,13 @@ class Workspace::Layout {
   PartialRows take_partials(int64_t rows, int64_t width) {
     return {take<float>(rows), take<float>(rows), take_rows<float>(rows, width)};
   }
+  ChosenExperts take_chosen(int64_t rows, const ModelConfig& config) {
+    return {take_rows<int32_t>(rows, config.experts_per_token), take_rows<float>(rows, config.experts_per_token)};
+  }
+  ExpertSlots take_slots(int64_t rows, const ModelConfig& config) {
+    const int64_t slots = rows * config.experts_per_token;
+    return {take<int32_t>(config.experts + 1), take<int32_t>(slots), take<float>(slots)};
+  }
 
  private:
   static constexpr int64_t kLineBytes = 64;
@@ -47,11 +54,8 @@ void Workspace::lay_out(const ModelConfig& config, int worker_count, Layout& lay
   attention = layout.take_rows<bf16>(rows, int64_t{config.kv_heads} * round_up(group * config.head_dim, 32));
   if (any_moe) {
     router_logits = layout.take_rows<float>(rows, config.experts);
-    expert_ids = layout.take_rows<int32_t>(rows, config.experts_per_token);
-    expert_weights = layout.take_rows<float>(rows, config.experts_per_token);
-    slots.first = layout.take<int32_t>(config.experts + 1);
-    slots.rows = layout.take<int32_t>(rows * config.experts_per_token);
-    slots.weights = layout.take<float>(rows * config.experts_per_token);
+    chosen = layout.take_chosen(rows, config);
+    slots = layout.take_slots(rows, config);
   }
   if (any_dense) gate_up = layout.take_rows<float>(rows, 2 * int64_t{round_up(config.intermediate, 8)});
   // Dense and MoE layers take turns with one buffer: rows of the wider kind.
@@ -61,14 +65,14 @@ void Workspace::lay_out(const ModelConfig& config, int worker_count, Layout& lay
   cos = layout.take_rows<float>(rows, config.head_dim / 2);
   sin = layout.take_rows<float>(rows, config.head_dim / 2);
   const int64_t superblocks = limits.context_tokens / kSuperblockTokens + 2 * int64_t{limits.sequences};
-  const int64_t partials = superblocks * kSplitRows * config.heads;
+  const int64_t partials = superblocks * kFewRows * config.heads;
   partial_max = layout.take<float>(partials);
   partial_sum = layout.take<float>(partials);
   partial_out = layout.take_rows<float>(partials, config.head_dim);
   final_normed = layout.take_rows<bf16>(limits.logit_rows, config.hidden);
   logits = layout.take_rows<float>(limits.logit_rows, config.vocab);
 
-  const int64_t attention_rows = std::max(kRowBlock, kSplitRows * group);
+  const int64_t attention_rows = std::max(kRowBlock, kFewRows * group);
   workers.resize(worker_count);
   for (WorkerScratch& scratch : workers) {
     scratch.block = layout.take_rows<float>(kRowBlock, kBlockOutputs);
@@ -78,9 +82,15 @@ void Workspace::lay_out(const ModelConfig& config, int worker_count, Layout& lay
     scratch.superblock = layout.take_partials(attention_rows, config.head_dim);
     scratch.total = layout.take_partials(attention_rows, config.head_dim);
     scratch.row_numbers = layout.take<int32_t>(attention_rows);
+    scratch.queries = layout.take_rows<bf16>(int64_t{kFewRows} * group, config.head_dim);
     scratch.head = layout.take<bf16>(round_up(config.head_dim, 32));
     scratch.embedding = layout.take<bf16>(config.hidden);
-    scratch.router = layout.take<float>(std::max(config.experts, 1));
+    scratch.normed = layout.take_rows<bf16>(kFewRows, config.hidden);
+    if (any_moe) {
+      scratch.router = layout.take<float>(config.experts);
+      scratch.chosen = layout.take_chosen(kFewRows, config);
+      scratch.slots = layout.take_slots(kFewRows, config);
+    }
   }
 }
 

@@ -29,6 +29,12 @@ struct ExpertSlots {
   float* weights = nullptr;  ///< [slots] routing weight
 };
 
+/// The experts of each row.
+struct ChosenExperts {
+  Rows<int32_t> ids;    ///< [rows, K] ascending
+  Rows<float> weights;  ///< [rows, K]
+};
+
 /// A running attention state of some rows (kernels::AttentionPartial for each).
 struct PartialRows {
   float* max = nullptr;  ///< [rows]
@@ -45,9 +51,13 @@ struct WorkerScratch {
   PartialRows superblock;          ///< [attention rows]
   PartialRows total;               ///< [attention rows]
   int32_t* row_numbers = nullptr;  ///< [attention rows]
+  Rows<bf16> queries;              ///< [kFewRows * group, head_dim padded to 32]
   bf16* head = nullptr;            ///< [head_dim padded to 32]
   bf16* embedding = nullptr;       ///< [hidden]
+  Rows<bf16> normed;               ///< [kFewRows, hidden padded to 32]
   float* router = nullptr;         ///< [experts]
+  ChosenExperts chosen;            ///< of kFewRows rows
+  ExpertSlots slots;               ///< of kFewRows rows
   StepCounters counters{};         ///< of all steps since they were last set to zero
 };
 
@@ -66,8 +76,9 @@ inline constexpr int kRowBlock = 128;
 inline constexpr int kBlockOutputs = 256;
 /// Tokens in a superblock of attention: partial results inside are merged first (docs/numerics.md).
 inline constexpr int kSuperblockTokens = 1024;
-/// Sequences with at most this many rows in a step have their superblocks computed in parallel and merged afterwards.
-inline constexpr int kSplitRows = 4;
+/// Few rows: of a step, so that every worker computes small things for itself rather than wait for another; of a
+/// sequence, so that its superblocks are computed in parallel and merged afterwards.
+inline constexpr int kFewRows = 4;
 
 /// All memory of a forward step. Not thread-safe as a whole; ops say who writes what.
 class Workspace {
@@ -78,16 +89,15 @@ class Workspace {
                                   const numa::Topology& topology);
 
   StepLimits limits;
-  Rows<float> residual;        ///< [rows, hidden padded to 16] the residual stream
-  Rows<bf16> normed;           ///< [rows, hidden padded to 32]
-  Rows<float> qkv;             ///< [rows, (heads + 2 kv_heads) * head_dim padded to 16]
-  Rows<bf16> queries;          ///< [rows * heads, head_dim padded to 32]
-  Rows<bf16> attention;        ///< [rows, kv_heads * (group * head_dim padded to 32)]
-  Rows<float> gate_up;         ///< [rows, 2 * intermediate padded to 16] of dense layers
-  Rows<bf16> intermediate;     ///< [slots or rows, intermediate padded to 32]
-  Rows<float> router_logits;   ///< [rows, experts padded to 16]
-  Rows<int32_t> expert_ids;    ///< [rows, K] ascending
-  Rows<float> expert_weights;  ///< [rows, K]
+  Rows<float> residual;       ///< [rows, hidden padded to 16] the residual stream
+  Rows<bf16> normed;          ///< [rows, hidden padded to 32]
+  Rows<float> qkv;            ///< [rows, (heads + 2 kv_heads) * head_dim padded to 16]
+  Rows<bf16> queries;         ///< [rows * heads, head_dim padded to 32]
+  Rows<bf16> attention;       ///< [rows, kv_heads * (group * head_dim padded to 32)]
+  Rows<float> gate_up;        ///< [rows, 2 * intermediate padded to 16] of dense layers
+  Rows<bf16> intermediate;    ///< [slots or rows, intermediate padded to 32]
+  Rows<float> router_logits;  ///< [rows, experts padded to 16]
+  ChosenExperts chosen;       ///< of all rows
   ExpertSlots slots;
   Rows<float> cos, sin;     ///< [rows, head_dim / 2]
   Rows<float> partial_out;  ///< [partials, head_dim padded to 16] of superblocks computed in parallel
