@@ -35,6 +35,8 @@ constexpr GemmKernel kGemmKernels[] = {
 };
 
 constexpr ElementwiseKernels kElementwiseKernels[] = {
+    {"avx512-bf16", Isa::kAvx512 | Isa::kAvx512Bf16, rms_norm_avx512_bf16, norm_rope_avx512_bf16, silu_mul_avx512_bf16,
+     softmax_leaf_avx512_bf16, merge_partial_avx512, finish_attention_avx512_bf16, scale_add_avx512},
     {"avx512", Isa::kAvx512, rms_norm_avx512, norm_rope_avx512, silu_mul_avx512, softmax_leaf_avx512,
      merge_partial_avx512, finish_attention_avx512, scale_add_avx512},
     {"portable", Isa::kAvx2, rms_norm_portable, norm_rope_portable, silu_mul_portable, softmax_leaf_portable,

@@ -21,4 +21,11 @@ void merge_partial_avx512(const MergePartial& args) noexcept;
 void finish_attention_avx512(const FinishAttention& args) noexcept;
 void scale_add_avx512(const ScaleAdd& args) noexcept;
 
+/// Those that round, with AVX512_BF16.
+void rms_norm_avx512_bf16(const RmsNorm& args) noexcept;
+void norm_rope_avx512_bf16(const NormRope& args) noexcept;
+void silu_mul_avx512_bf16(const SiluMul& args) noexcept;
+void softmax_leaf_avx512_bf16(const SoftmaxLeaf& args) noexcept;
+void finish_attention_avx512_bf16(const FinishAttention& args) noexcept;
+
 }  // namespace cpuinfer::kernels

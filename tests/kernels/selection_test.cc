@@ -47,27 +47,27 @@ TEST_CASE("the default takes the best row that the CPU has") {
   CHECK(chosen("reference") == "dp: reference, reference, reference");
   CHECK(chosen("avx2") == "dp: portable, portable, portable");
   CHECK(chosen("avx512") == "dp: avx512-fma, avx512-fma, avx512");
-  CHECK(chosen("avx512_bf16") == "dp: avx512-fma, avx512-fma, avx512");
-  CHECK(chosen("amx") == "amx: avx512-fma, amx-tile, avx512");
+  CHECK(chosen("avx512_bf16") == "dp: avx512-fma, avx512-fma, avx512-bf16");
+  CHECK(chosen("amx") == "amx: avx512-fma, amx-tile, avx512-bf16");
 }
 
 TEST_CASE("a numeric profile can be pinned on any CPU, so that a mixed fleet agrees") {
   CHECK(chosen("reference", {"amx", "auto"}) == "amx: reference, reference, reference");
   CHECK(chosen("avx2", {"amx", "auto"}) == "amx: portable, portable, portable");
   CHECK(chosen("avx512", {"amx", "auto"}) == "amx: avx512-fma, avx512-fma, avx512");
-  CHECK(chosen("amx", {"dp", "auto"}) == "dp: avx512-fma, avx512-fma, avx512");
+  CHECK(chosen("amx", {"dp", "auto"}) == "dp: avx512-fma, avx512-fma, avx512-bf16");
 }
 
 TEST_CASE("a row asked for by name is used for every m, in the profile that auto would have") {
-  CHECK(chosen("amx", {"auto", "avx512-fma"}) == "amx: avx512-fma, avx512-fma, avx512");
+  CHECK(chosen("amx", {"auto", "avx512-fma"}) == "amx: avx512-fma, avx512-fma, avx512-bf16");
   CHECK(chosen("avx512", {"auto", "avx512-fma"}) == "dp: avx512-fma, avx512-fma, avx512");
   CHECK(chosen("avx512", {"amx", "avx512-fma"}) == "amx: avx512-fma, avx512-fma, avx512");
-  CHECK(chosen("amx", {"auto", "reference"}) == "amx: reference, reference, avx512");
-  CHECK(chosen("amx", {"dp", "portable"}) == "dp: portable, portable, avx512");
+  CHECK(chosen("amx", {"auto", "reference"}) == "amx: reference, reference, avx512-bf16");
+  CHECK(chosen("amx", {"dp", "portable"}) == "dp: portable, portable, avx512-bf16");
   // The only profile that a row has.
-  CHECK(chosen("amx", {"auto", "avx512-dp"}) == "dp: avx512-dp, avx512-dp, avx512");
+  CHECK(chosen("amx", {"auto", "avx512-dp"}) == "dp: avx512-dp, avx512-dp, avx512-bf16");
   CHECK(chosen("avx512", {"auto", "amx-emulated"}) == "amx: amx-emulated, amx-emulated, avx512");
-  CHECK(chosen("avx512_bf16", {"auto", "onednn"}) == "onednn: onednn, onednn, avx512");
+  CHECK(chosen("avx512_bf16", {"auto", "onednn"}) == "onednn: onednn, onednn, avx512-bf16");
 }
 
 TEST_CASE("requests that make no sense name what would") {
