@@ -15,5 +15,6 @@ Result<int> detokenize_command(const DetokenizeOptions& options);
 Result<int> score_command(const ScoreOptions& options);
 Result<int> synth_command(const SynthOptions& options);
 Result<int> bench_host_command(const BenchHostOptions& options);
+Result<int> bench_model_command(const BenchModelOptions& options);
 
 }  // namespace cpuinfer::tools

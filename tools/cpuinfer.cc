@@ -32,6 +32,7 @@ Result<int> execute(const DetokenizeOptions& options) { return detokenize_comman
 Result<int> execute(const ScoreOptions& options) { return score_command(options); }
 Result<int> execute(const SynthOptions& options) { return synth_command(options); }
 Result<int> execute(const BenchHostOptions& options) { return bench_host_command(options); }
+Result<int> execute(const BenchModelOptions& options) { return bench_model_command(options); }
 
 Result<int> execute_command_line(const std::vector<std::string>& arguments) {
   TRY_ASSIGN(const CommandLine command, parse_command_line(arguments, [](const char* name) {

@@ -51,6 +51,10 @@ void add_model(OptionTable& table, ModelOptions& options) {
               });
   table.value("--memory-limit", "SIZE", "Use at most this much memory: 512MiB, 1.5TiB",
               size_into(engine.memory_limit_bytes));
+  add_machine(table, engine);
+}
+
+void add_machine(OptionTable& table, run::EngineOptions& engine) {
   table.group("Machine");
   add_workers(table, engine.threads, engine.nodes);
   table.value("--chunk", "TOKENS", "Most prompt tokens in one step [512]; changes no result",

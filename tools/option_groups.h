@@ -20,6 +20,8 @@ void add_model_name(OptionTable& table, std::string& model);
 void add_isa(OptionTable& table, std::string& isa);
 /// --threads and --nodes.
 void add_workers(OptionTable& table, int& threads, int& nodes);
+/// Group Machine: threads, nodes, chunk, kernels.
+void add_machine(OptionTable& table, run::EngineOptions& engine);
 /// Groups Model and Machine: all of the engine.
 void add_model(OptionTable& table, ModelOptions& options);
 /// kUsage if no model was given.

@@ -10,6 +10,7 @@
 
 #include "base/result.h"
 #include "base/types.h"
+#include "bench/model_cases.h"
 #include "engine/run/engine.h"
 
 namespace cpuinfer::tools {
@@ -50,6 +51,7 @@ struct RunOptions {
   int64_t max_tokens = 0;     ///< 0: generation_config.json, else as many as the context holds
   std::vector<std::string> stop_strings;
   std::optional<int> logprobs;
+  bool profile = false;  ///< at the end, what the phases of the steps took
   bool json = false;
 };
 
@@ -109,13 +111,28 @@ struct BenchHostOptions {
   bool json = false;
 };
 
+/// `cpuinfer bench model`.
+struct BenchModelOptions {
+  ConsoleOptions console;
+  std::string model;          ///< a directory or a name; empty: synthetic
+  std::string synthetic;      ///< name of a published model's sizes (named_config); weights are made in memory
+  std::optional<int> layers;  ///< of a synthetic model
+  uint64_t seed = 0;          ///< of a synthetic model
+  run::EngineOptions engine;  ///< the rest of it; context, sequences and experts come from the cases
+  bench::CaseLists cases;
+  int repeats = 0;       ///< 5, or 2 when quick, if not given
+  bool profile = false;  ///< the tables of phases too
+  bool quick = false;    ///< few tokens, short samples: shows that it works, not how fast
+  bool json = false;
+};
+
 /// Text for stdout instead of a command: help or version.
 struct ShowText {
   std::string text;
 };
 
 using CommandLine = std::variant<ShowText, RunOptions, PlanOptions, DoctorOptions, TokenizeOptions, DetokenizeOptions,
-                                 ScoreOptions, SynthOptions, BenchHostOptions>;
+                                 ScoreOptions, SynthOptions, BenchHostOptions, BenchModelOptions>;
 
 /// Gives an environment variable's value, or nullopt.
 using Environment = std::function<std::optional<std::string>(const char*)>;

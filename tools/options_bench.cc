@@ -31,6 +31,64 @@ Result<CommandLine> parse_bench_host(const std::vector<std::string>& arguments, 
   return o;
 }
 
+constexpr int64_t kMostTokens = 1 << 27;  // of a depth or a prompt: far beyond any context
+
+Result<CommandLine> parse_bench_model(const std::vector<std::string>& arguments, const Environment& environment) {
+  BenchModelOptions o;
+  std::optional<int64_t> decoded;
+  std::vector<int64_t> prompts;
+  OptionTable table("cpuinfer bench model",
+                    "Measure how fast a model decodes and prefills, beside what bounds it on this machine.\n"
+                    "Lists are separated by commas; every combination is a case. What does not fit into\n"
+                    "memory is said and left out.");
+  table.group("Model");
+  table.value("-m,--model", "NAME|DIR", "Model: a directory, or a name (see 'Models' in cpuinfer(1))",
+              text_into(o.model),
+              Variable::kNo);  // a variable must not contradict --synthetic
+  table.value("--synthetic", "NAME",
+              "Instead: random weights in memory with the sizes of a\npublished model, as 'synth'",
+              text_into(o.synthetic), Variable::kNo);
+  table.value("--layers", "N", "Layers of a synthetic model, instead of the published\nnumber",
+              count_into(o.layers, 1, 10000), Variable::kNo);
+  table.value("--seed", "N", "Of the weights of a synthetic model [0]", seed_into(o.seed), Variable::kNo);
+  table.value("--memory-limit", "SIZE", "Use at most this much memory: 512MiB, 1.5TiB",
+              size_into(o.engine.memory_limit_bytes));
+  table.group("Cases");
+  table.value("--depth", "LIST", "Tokens in the cache before; made up, not computed [0]",
+              counts_into(o.cases.depths, 0, kMostTokens), Variable::kNo);
+  table.value("--batch", "LIST", "Sequences that decode together [1]", counts_into(o.cases.batches, 1, 65536),
+              Variable::kNo);
+  table.value("--experts", "LIST", "Experts per token [config.json's]", counts_into(o.cases.experts, 1, 65536),
+              Variable::kNo);
+  table.value("--tg", "N", "Decode steps of a repeat; 0: no decode [32]", count_into(decoded, 0, kMostTokens),
+              Variable::kNo);
+  table.value("--pp", "LIST", "Tokens of prefill, one sequence; 0: none [512]", counts_into(prompts, 0, kMostTokens),
+              Variable::kNo);
+  table.value("--repeat", "R", "Repeats of each case [5]", count_into(o.repeats, 1, 1000), Variable::kNo);
+  add_machine(table, o.engine);
+  table.group("Output");
+  table.flag("--profile", "Print what each phase of a step took, too", [&o] { o.profile = true; }, Variable::kNo);
+  table.flag(
+      "--quick", "Few tokens, short samples: shows that it works, not\nhow fast", [&o] { o.quick = true; },
+      Variable::kNo);
+  add_json(table, o.json, "Print JSON");
+  add_console(table, o.console, environment);
+  TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
+  if (help) return ShowText{*help};
+  if (o.model.empty() == o.synthetic.empty())
+    return table.usage(o.model.empty() ? "no model: give --model with a directory or a name, or --synthetic NAME"
+                                       : "--model and --synthetic exclude each other");
+  if (o.layers && o.synthetic.empty()) return table.usage("--layers changes a synthetic model only");
+  if (o.repeats == 0) o.repeats = o.quick ? 2 : 5;
+  o.cases.decoded = decoded.value_or(o.quick ? 4 : 32);
+  if (prompts.empty()) prompts = {o.quick ? 16 : 512};
+  std::erase(prompts, 0);
+  o.cases.prompts = std::move(prompts);
+  if (o.cases.decoded == 0 && o.cases.prompts.empty())
+    return table.usage("there is nothing to measure: --tg and --pp are 0");
+  return o;
+}
+
 struct BenchmarkRow {
   const char* name;
   const char* summary;
@@ -39,6 +97,7 @@ struct BenchmarkRow {
 
 constexpr BenchmarkRow kBenchmarks[] = {
     {"host", "Read bandwidth, arithmetic peaks, barriers, disk", parse_bench_host},
+    {"model", "Tokens per second of a model, beside what bounds it", parse_bench_model},
 };
 
 std::string list_benchmarks() {

@@ -83,6 +83,9 @@ Result<CommandLine> parse_run(const std::vector<std::string>& arguments, const E
               "Log-probabilities of each token and its N best\nalternatives, 0 .. 20; a table on stderr",
               count_into(o.logprobs, 0, 20), Variable::kNo);
   add_json(table, o.json, "One JSON object per token on stdout, then one with the\nstatistics");
+  table.flag(
+      "--profile", "At the end, print what each phase of a step took, and\nwhat this machine could do, on stderr",
+      [&o] { o.profile = true; }, Variable::kNo);
   add_console(table, o.console, environment);
   bool version = false;
   table.flag("--version", "Print the version", [&version] { version = true; }, Variable::kNo);

@@ -106,10 +106,11 @@ std::string Progress::text(int64_t done, int64_t total, double seconds, bool bar
     picture = format("[{:#<{}}{:.<{}}] ", "", full, "", kWidth - full);
   }
   const std::string amounts =
-      unit_ == ProgressUnit::kBytes
-          ? format("{} of {}, {}/s", format_bytes(done), format_bytes(total), format_bytes(static_cast<int64_t>(speed)))
-          : format("{} of {} tokens, {:.1f} tokens/s", done, total, speed);
-  return format("{:<9} {}{:3.0f} %, {}, {} left", label_, picture, 100 * share, amounts, format_seconds(left));
+      unit_ == ProgressUnit::kBytes    ? format("{} of {}, {}/s, ", format_bytes(done), format_bytes(total),
+                                                format_bytes(static_cast<int64_t>(speed)))
+      : unit_ == ProgressUnit::kTokens ? format("{} of {} tokens, {:.1f} tokens/s, ", done, total, speed)
+                                       : std::string();
+  return format("{:<9} {}{:3.0f} %, {}{} left", label_, picture, 100 * share, amounts, format_seconds(left));
 }
 
 std::string format_seconds(double seconds) {

@@ -44,7 +44,8 @@ class Console {
   bool bar_visible_ = false;
 };
 
-enum class ProgressUnit { kBytes, kTokens };
+/// What is counted; kShare: only the share is shown.
+enum class ProgressUnit { kBytes, kTokens, kShare };
 
 /// One thing that takes its time: amount done, share, speed, time left. Used by one thread.
 class Progress {

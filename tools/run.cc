@@ -12,6 +12,7 @@
 #include "tools/commands.h"
 #include "tools/exit_codes.h"
 #include "tools/output.h"
+#include "tools/profile_report.h"
 #include "tools/session.h"
 #include "tools/signals.h"
 
@@ -62,6 +63,7 @@ Result<int> run_command(const RunOptions& options) {
                     : "this model has no chat template, it only continues texts: give --prompt, "
                       "--prompt-file, or text on stdin");
   }
+  const bool profile = options.profile && !options.console.quiet;
   const model::GenerationDefaults& defaults = engine->generation_defaults();
   run::GenerationRequest request;
   TRY_ASSIGN(request.sampling, choose_sampling(options.sampling, defaults));
@@ -74,7 +76,9 @@ Result<int> run_command(const RunOptions& options) {
   if (!chatml) facts.push_back("prompt    continued as it is: this model has no chat template");
   if (!answer_one) {
     TRY(load_engine(*engine, facts, console));
-    return chat_session(*engine, tokenizer, std::move(request), options, console);
+    TRY_ASSIGN(const int code, chat_session(*engine, tokenizer, std::move(request), options, console));
+    if (profile) TRY(print_profile(*engine, console));
+    return code;
   }
 
   TRY_ASSIGN(const std::string text, prompt_text(options));
@@ -87,6 +91,7 @@ Result<int> run_command(const RunOptions& options) {
   TRY_ASSIGN(const run::GenerationResult result,
              show_answer(*engine, tokenizer, sequence, request, form, options.logprobs.has_value(), console));
   console.note(statistics(*engine, result));
+  if (profile) TRY(print_profile(*engine, console));
   return result.finish_reason == run::FinishReason::kInterrupted ? kExitSignalBase + pending_signal() : kExitOk;
 }
 

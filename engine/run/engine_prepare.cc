@@ -140,8 +140,10 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   if (engine->checkpoint_) TRY(load::check_tensors(*engine->model_, *engine->checkpoint_));
 
   const int sequences = options.sequences;
-  engine->kv_pages_ = options.kv_tokens != 0 ? model::KvCache::pages_for(options.kv_tokens)
-                                             : sequences * model::KvCache::pages_for(context);
+  // So many pages that the plan refuses them are still to be shown in its table.
+  const int64_t pages = options.kv_tokens != 0 ? ceil_div(options.kv_tokens, int64_t{kernels::kLeafTokens})
+                                               : int64_t{sequences} * model::KvCache::pages_for(context);
+  engine->kv_pages_ = static_cast<int>(std::min<int64_t>(pages, INT32_MAX));
   const int64_t chunk = std::min<int64_t>(options.chunk_tokens, context);
   engine->limits_ = {.rows = static_cast<int>(std::max<int64_t>(chunk, sequences)),
                      .logit_rows = std::max(options.logit_rows, sequences),

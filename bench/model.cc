@@ -1,0 +1,169 @@
+#include "bench/model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "base/check.h"
+#include "base/format.h"
+#include "bench/timing.h"
+#include "engine/load/synthetic.h"
+
+namespace cpuinfer::bench {
+namespace {
+
+using run::Engine;
+using run::EngineOptions;
+using run::Sequence;
+
+constexpr int64_t kWarmUpSteps = 8;
+
+TokenId token_at(int sequence, int64_t position, int vocab) {
+  const uint64_t bits = load::random_bits(static_cast<uint64_t>(sequence), static_cast<uint64_t>(position));
+  return static_cast<TokenId>(bits % static_cast<uint64_t>(vocab));
+}
+
+// The engine for the cases that need at most `kv_tokens`.
+EngineOptions options_for(const ModelBenchOptions& options, std::span<const ModelCase> cases, int64_t kv_tokens) {
+  EngineOptions engine = options.engine;
+  engine.context_tokens = 1;
+  engine.kv_tokens = kv_tokens;
+  for (const ModelCase& test : cases) {
+    if (test.kv_tokens() > kv_tokens) continue;
+    engine.context_tokens = std::max(engine.context_tokens, test.length());
+    engine.sequences = std::max(engine.sequences, test.batch);
+    engine.experts = std::max(engine.experts, test.experts);
+  }
+  return engine;
+}
+
+}  // namespace
+
+Result<ModelBench> ModelBench::prepare(const ModelBenchOptions& options) {
+  // Once for what config.json says.
+  EngineOptions first = options.engine;
+  first.context_tokens = 1;
+  if (!options.cases.experts.empty()) first.experts = *std::ranges::max_element(options.cases.experts);
+  TRY_ASSIGN(std::unique_ptr<Engine> engine, Engine::prepare(first));
+  const model::ModelConfig config = engine->config();
+  const std::vector<ModelCase> cases = list_cases(options.cases, config.experts_per_token);
+  if (cases.empty()) return fail(ErrorCode::kUsage, "there is nothing to measure: give --tg or --pp");
+
+  ModelBenchOptions chosen = options;
+  const int64_t longest = std::ranges::max(cases, {}, &ModelCase::length).length();
+  if (longest > config.max_positions && !options.engine.rope) {
+    model::RopeConfig& rope = chosen.engine.rope.emplace();
+    rope.type = model::RopeType::kLinear;
+    rope.factor = static_cast<double>(ceil_div(longest, config.max_positions));
+  }
+
+  // From the case that needs most to the one that needs least: the first plan that fits is the engine's.
+  std::vector<int64_t> needs;
+  for (const ModelCase& test : cases) needs.push_back(test.kv_tokens());
+  std::ranges::sort(needs, std::greater());
+  const auto [last, end] = std::ranges::unique(needs);
+  needs.erase(last, end);
+  std::vector<std::pair<int64_t, std::string>> refusals;  // of these needs
+  for (const int64_t need : needs) {
+    TRY_ASSIGN(engine, Engine::prepare(options_for(chosen, cases, need)));
+    if (engine->plan().fits()) break;
+    refusals.emplace_back(need, fmt::format("{}", fmt::join(engine->plan().shortages, "; ")));
+  }
+  TRY(engine->plan().check("no case fits: take fewer --layers, a smaller --depth or --batch, or more memory"));
+
+  std::vector<PlannedCase> planned;
+  for (const ModelCase& test : cases) {
+    PlannedCase& entry = planned.emplace_back(PlannedCase{test, std::nullopt});
+    for (const auto& [need, refusal] : refusals)
+      if (need == test.kv_tokens()) entry.refusal = refusal;
+  }
+  return ModelBench(std::move(engine), std::move(planned), options.repeats);
+}
+
+double ModelBench::estimated_cost(const ModelCase& test) const {
+  // In bytes: of weights and cache that decode reads; for prefill so many as are read while its arithmetic is done.
+  constexpr double kFlopsPerByte = 15;
+  const model::ModelConfig& c = engine_->config();
+  const double weights = static_cast<double>(engine_->decode_weight_bytes());
+  const double context = static_cast<double>(test.depth) * static_cast<double>(engine_->plan().kv_bytes_per_token);
+  const double fabrication = test.batch * context;
+  if (test.decode())
+    return fabrication +
+           repeats_ * static_cast<double>(test.decoded) * (std::sqrt(test.batch) * weights + test.batch * context);
+  const double flops_per_token = weights + context * c.heads / c.kv_heads;  // a bf16 weight is a product and a sum
+  return fabrication + repeats_ * static_cast<double>(test.prompt) * flops_per_token / kFlopsPerByte;
+}
+
+Result<void> ModelBench::repeat(const ModelCase& test, std::span<Sequence> sequences, int64_t tokens,
+                                const std::atomic<bool>* cancel) {
+  const int vocab = engine_->config().vocab;
+  if (!test.decode()) {
+    std::vector<TokenId> prompt;
+    for (int64_t i = 0; i < tokens; ++i) prompt.push_back(token_at(0, test.depth + i, vocab));
+    run::AppendOptions append;
+    append.cancel = cancel;
+    return engine_->append(sequences[0], prompt, append);
+  }
+  std::vector<TokenId> next(sequences.size());
+  std::vector<run::StepRequest> requests(sequences.size());
+  for (int64_t step = 0; step < tokens; ++step) {
+    if (cancel != nullptr && cancel->load(std::memory_order_relaxed))
+      return fail(ErrorCode::kInterrupted, "the benchmark was interrupted");
+    for (size_t s = 0; s < sequences.size(); ++s) {
+      next[s] = token_at(static_cast<int>(s), test.depth + step, vocab);
+      requests[s] = {&sequences[s], {&next[s], 1}, run::LogitRows::kLast};
+    }
+    TRY(engine_->step(requests));
+  }
+  return {};
+}
+
+Result<CaseResult> ModelBench::run(const ModelCase& test, LimitSampler& sampler, const std::atomic<bool>* cancel,
+                                   const Progress& progress) {
+  if (test.experts > 0) engine_->set_experts(test.experts);
+  std::vector<Sequence> sequences;
+  for (int i = 0; i < test.batch; ++i) {
+    TRY_ASSIGN(Sequence sequence, engine_->start_sequence(test.length()));
+    TRY(engine_->fabricate_context(sequence, test.depth));
+    sequences.push_back(std::move(sequence));
+  }
+  const auto rewind = [&] {
+    for (Sequence& sequence : sequences) sequence.truncate(test.depth);
+  };
+
+  const int64_t count = test.decode() ? test.decoded : test.prompt;
+  const int64_t warm_up = std::min(count, test.decode() ? kWarmUpSteps : int64_t{engine_->limits().rows});
+  TRY(repeat(test, sequences, warm_up, cancel));
+  rewind();
+  engine_->reset_profile();
+  sampler.forget();
+  CaseResult result;
+  for (int i = 0; i < repeats_; ++i) {
+    sampler.sample();
+    const Clock::time_point started = Clock::now();
+    TRY(repeat(test, sequences, count, cancel));
+    result.seconds.push_back(seconds_since(started));
+    rewind();
+    if (progress) progress(i + 1, repeats_);
+  }
+  sampler.sample();
+
+  result.profile = engine_->profile(run::StepKind::kDecode);
+  result.profile += engine_->profile(run::StepKind::kPrefill);
+  const double tokens = static_cast<double>(test.tokens());
+  const auto [fastest, slowest] = std::ranges::minmax(result.seconds);
+  result.tokens_per_second = tokens / median(result.seconds);
+  result.spread = (tokens / fastest - tokens / slowest) / 2;
+  double bytes = 0, flops = 0;
+  for (const model::PhaseCounters& phase : result.profile.phases) {
+    bytes += static_cast<double>(phase.bytes);
+    flops += static_cast<double>(phase.flops);
+  }
+  result.bytes_per_token = bytes / static_cast<double>(result.profile.tokens);
+  result.flops_per_token = flops / static_cast<double>(result.profile.tokens);
+  result.limits = sampler.limits();
+  result.bound = bound_of(result.bytes_per_token, result.flops_per_token, result.limits);
+  return result;
+}
+
+}  // namespace cpuinfer::bench
