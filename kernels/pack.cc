@@ -38,8 +38,9 @@ void transpose_tile(const bf16* const rows[kUnitOutputs], bf16* tile) {
       const __m128i low23 = _mm_unpacklo_epi32(r2, r3);
       const __m128i high01 = _mm_unpackhi_epi32(r0, r1);
       const __m128i high23 = _mm_unpackhi_epi32(r2, r3);
+      // Past the caches: nobody reads the unit soon, and the line need not be read to be written.
       const auto store = [&](int i, __m128i line) {
-        _mm_store_si128(reinterpret_cast<__m128i*>(tile + ((pair + i) * kUnitOutputs + output) * 2), line);
+        _mm_stream_si128(reinterpret_cast<__m128i*>(tile + ((pair + i) * kUnitOutputs + output) * 2), line);
       };
       store(0, _mm_unpacklo_epi64(low01, low23));
       store(1, _mm_unpackhi_epi64(low01, low23));
@@ -92,6 +93,7 @@ void pack_unit(const std::byte* const rows[kUnitOutputs], DType dtype, int k, in
     }
     transpose_tile(tile_rows, unit + int64_t{begin / kTileTerms} * kTileElements);
   }
+  _mm_sfence();  // streamed stores are not ordered with what tells others that the unit is there
 }
 
 void unpack_output(const bf16* unit, int output, int k, bf16* out) {

@@ -193,8 +193,4 @@ Result<void> Checkpoint::read(const TensorRef& tensor, int64_t offset, std::span
   return done;
 }
 
-void Checkpoint::drop_pages(const TensorRef& tensor) const {
-  files_[static_cast<size_t>(tensor.file)].drop_pages(tensor.file_offset, tensor.bytes);
-}
-
 }  // namespace cpuinfer::checkpoint

@@ -53,11 +53,10 @@ class Checkpoint {
 
   int file_count() const { return static_cast<int>(files_.size()); }
   const std::filesystem::path& file_path(int file) const { return files_[static_cast<size_t>(file)].path(); }
+  const SafetensorsFile& file(int file) const { return files_[static_cast<size_t>(file)]; }
   /// Reads the bytes [offset, offset + out.size()) of a tensor of this checkpoint. REQUIRES: they lie inside it.
   /// Errors: kRuntime (I/O, or the file has become shorter), with file, tensor and offset.
   Result<void> read(const TensorRef& tensor, int64_t offset, std::span<std::byte> out) const;
-  /// This tensor's whole pages are not needed any more: drops them from the page cache.
-  void drop_pages(const TensorRef& tensor) const;
 
  private:
   Checkpoint() = default;

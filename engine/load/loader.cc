@@ -1,18 +1,22 @@
 #include "engine/load/loader.h"
 
 #include <algorithm>
+#include <chrono>
 #include <mutex>
-#include <optional>
 #include <set>
 
+#include "base/check.h"
 #include "base/format.h"
 #include "base/log.h"
+#include "engine/load/blocks.h"
 #include "numa/memory_limit.h"
 
 namespace cpuinfer::load {
 namespace {
 
 using checkpoint::Checkpoint;
+using checkpoint::PageCache;
+using checkpoint::TensorReader;
 using checkpoint::TensorRef;
 using model::PackedMatrix;
 using model::RowRun;
@@ -39,9 +43,10 @@ class Loading {
   const std::optional<Error>& error() const { return error_; }
 
   void add_done(int64_t bytes) { done_bytes_.fetch_add(bytes, std::memory_order_relaxed); }
-  // One worker, between units.
+  int64_t done_bytes() const { return done_bytes_.load(std::memory_order_relaxed); }
+  // One worker, between blocks.
   void report() const {
-    if (options_.progress) options_.progress(done_bytes_.load(std::memory_order_relaxed), checkpoint_.total_bytes());
+    if (options_.progress) options_.progress(done_bytes(), checkpoint_.total_bytes());
   }
 
   const Checkpoint& checkpoint() const { return checkpoint_; }
@@ -55,29 +60,23 @@ class Loading {
   std::optional<Error> error_;
 };
 
-// Where the outputs of a matrix come from. Made before the workers start, read by all of them.
-struct MatrixSource {
-  PackedMatrix* matrix;
-  std::vector<const TensorRef*> tensors;
-  std::span<const RowRun> runs;  // empty: the only tensor as it is
+using Clock = std::chrono::steady_clock;
 
-  // What output `output` is part of: the rest of a run from there on.
-  RowRun rest_of_run(int64_t output) const {
-    const int row = static_cast<int>(output);
-    if (runs.empty()) return {0, row, matrix->outputs() - row, row};
-    const auto after = [](int wanted, const RowRun& run) { return wanted < run.output; };
-    const RowRun& run = *(std::upper_bound(runs.begin(), runs.end(), row, after) - 1);
-    const int skip = row - run.output;
-    return {run.tensor, run.first + skip, run.count - skip, row};
-  }
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// What one worker has done. In cache lines of its own.
+struct alignas(128) Lane {
+  std::vector<const std::byte*> extents;  // where those of its block begin
+  double read_seconds = 0, pack_seconds = 0;
 };
 
-// Reads the 16 rows of a unit into `buffer` [16 rows][terms * 4 bytes] and packs them to their place.
-Result<void> pack_unit(Loading& loading, const MatrixSource& source, int node, int64_t unit, std::byte* buffer) {
+// Packs a unit of a block whose extents lie where `lane` says.
+void pack_unit(const BlockList& list, const Block& block, const Lane& lane, int node, int64_t unit) {
+  const MatrixSource& source = *block.source;
   const PackedMatrix& matrix = *source.matrix;
-  const int64_t terms = matrix.terms();
-  const DType dtype = source.tensors.front()->dtype;  // check_tensors: all have one
-  const int64_t row_bytes = terms * dtype_bytes(dtype);
+  const DType dtype = source.dtype();
+  const int64_t row_bytes = source.row_bytes();
+  const std::span<const Extent> extents = list.extents_of(block);
   const std::byte* rows[kernels::kUnitOutputs] = {};
   const int64_t first = unit * kernels::kUnitOutputs;
   const int64_t end = std::min<int64_t>(first + kernels::kUnitOutputs, matrix.outputs());
@@ -85,11 +84,13 @@ Result<void> pack_unit(Loading& loading, const MatrixSource& source, int node, i
     const RowRun run = source.rest_of_run(output);
     const int64_t count = std::min<int64_t>(run.count, end - output);
     if (run.tensor >= 0) {
-      std::byte* const target = buffer + (output - first) * row_bytes;
-      TRY(loading.checkpoint().read(*source.tensors[run.tensor], run.first * row_bytes,
-                                    {target, static_cast<size_t>(count * row_bytes)}));
-      for (int64_t i = 0; i < count; ++i) rows[output - first + i] = target + i * row_bytes;
-      loading.add_done(count * row_bytes);
+      const int64_t offset = run.first * row_bytes;
+      const auto extent = std::find_if(extents.begin(), extents.end(), [&](const Extent& e) {
+        return e.tensor == run.tensor && e.offset <= offset && offset < e.offset + e.bytes;
+      });
+      ENSURE(extent != extents.end(), "a block has the rows of its units");
+      const std::byte* row = lane.extents[static_cast<size_t>(extent - extents.begin())] + (offset - extent->offset);
+      for (int64_t i = 0; i < count; ++i, row += row_bytes) rows[output - first + i] = row;
     }
     output += count;
   }
@@ -100,6 +101,28 @@ Result<void> pack_unit(Loading& loading, const MatrixSource& source, int node, i
     kernels::pack_unit(segment_rows, dtype, matrix.segment_terms(segment), matrix.segment_stride(),
                        matrix.unit(node, segment, unit));
   }
+}
+
+// Reads the extents of a block into `buffer` and packs its units to their places. Ends early when loading stops.
+Result<void> load_block(Loading& loading, const TensorReader& reader, const BlockList& list, const Block& block,
+                        int node, std::byte* buffer, Lane& lane) {
+  const Clock::time_point start = Clock::now();
+  lane.extents.clear();
+  for (const Extent& extent : list.extents_of(block)) {
+    if (loading.stopped()) return {};
+    TRY_ASSIGN(const std::byte* const bytes, reader.read(*block.source->tensors[static_cast<size_t>(extent.tensor)],
+                                                         extent.offset, extent.bytes, buffer));
+    lane.extents.push_back(bytes);
+    buffer += TensorReader::buffer_bytes(extent.bytes);
+    loading.add_done(extent.bytes);
+  }
+  const double read_seconds = seconds_since(start);
+  for (int64_t unit = block.units.begin; unit < block.units.end; ++unit) {
+    if (loading.stopped()) return {};
+    pack_unit(list, block, lane, node, unit);
+  }
+  lane.read_seconds += read_seconds;
+  lane.pack_seconds += seconds_since(start) - read_seconds;
   return {};
 }
 
@@ -189,59 +212,93 @@ Result<void> check_tensors(model::Model& model, const Checkpoint& checkpoint) {
   return {};
 }
 
-Result<WeightMemory> load_weights(model::Model& model, const Checkpoint& checkpoint, numa::Team& team,
-                                  const numa::Topology& topology, const LoadOptions& options) {
+Result<WeightMemory> allocate_weights(model::Model& model, int nodes, const numa::Topology& topology) {
+  std::vector<PackedMatrix*> matrices;
+  model.visit_weights([&](const WeightSpec& spec) {
+    if (spec.matrix != nullptr) matrices.push_back(spec.matrix);
+  });
+  // One buffer per node, handed out in the order of use.
+  constexpr int64_t kAlignment = 64;
+  WeightMemory memory;
+  for (int node = 0; node < nodes; ++node) {
+    int64_t bytes = 0;
+    for (const PackedMatrix* matrix : matrices) bytes += round_up(matrix->shard_bytes(node), kAlignment);
+    TRY_ASSIGN(numa::NodeBuffer buffer, numa::NodeBuffer::allocate(bytes, node, topology));
+    std::byte* next = buffer.data();
+    for (PackedMatrix* matrix : matrices) {
+      matrix->place(node, reinterpret_cast<bf16*>(next));
+      next += round_up(matrix->shard_bytes(node), kAlignment);
+    }
+    memory.push_back(std::move(buffer));
+  }
+  return memory;
+}
+
+Result<void> read_weights(model::Model& model, const Checkpoint& checkpoint, numa::Team& team,
+                          const numa::Topology& topology, const LoadOptions& options) {
+  const Clock::time_point start = Clock::now();
   warn_of_conversion(model, checkpoint);
 
-  WeightMemory memory;
   std::vector<MatrixSource> matrices;
-  int64_t longest_row = 0;
   Loading loading(checkpoint, options);
   std::optional<Error> vector_error;
   model.visit_weights([&](const WeightSpec& spec) {
     if (spec.matrix != nullptr) {
       MatrixSource& source = matrices.emplace_back(MatrixSource{spec.matrix, {}, spec.outputs});
       for (const model::TensorSpec& tensor : spec.tensors) source.tensors.push_back(checkpoint.find(tensor.name));
-      longest_row = std::max<int64_t>(longest_row, spec.matrix->terms());
     } else if (!vector_error) {
       if (auto loaded = load_vector(loading, spec); !loaded) vector_error = loaded.error();
     }
   });
   if (vector_error) return std::unexpected(*vector_error);
 
-  // One buffer per node, handed out in the order of use.
-  constexpr int64_t kAlignment = 64;
-  for (int node = 0; node < team.nodes(); ++node) {
-    int64_t bytes = 0;
-    for (const MatrixSource& source : matrices) bytes += round_up(source.matrix->shard_bytes(node), kAlignment);
-    TRY_ASSIGN(numa::NodeBuffer buffer, numa::NodeBuffer::allocate(bytes, node, topology));
-    std::byte* next = buffer.data();
-    for (const MatrixSource& source : matrices) {
-      source.matrix->place(node, reinterpret_cast<bf16*>(next));
-      next += round_up(source.matrix->shard_bytes(node), kAlignment);
-    }
-    memory.push_back(std::move(buffer));
-  }
-
-  std::vector<std::vector<std::byte>> buffers(team.workers());
-  for (auto& buffer : buffers) buffer.resize(static_cast<size_t>(kernels::kUnitOutputs * longest_row * 4));
+  const int64_t block_bytes = std::min(kBlockBytes, kBlocksBytes / team.workers());
+  std::vector<BlockList> lists;
+  for (int node = 0; node < team.nodes(); ++node) lists.push_back(make_blocks(matrices, node, block_bytes));
+  // The page cache keeps a small checkpoint for the next start. A large one would push out what is still needed.
+  const bool large = checkpoint.total_bytes() > numa::available_memory().bytes / 4;
+  const TensorReader reader(checkpoint, options.page_cache.value_or(large ? PageCache::kSpare : PageCache::kFill));
+  std::vector<std::atomic<int64_t>> next_blocks(lists.size());
+  std::vector<Lane> lanes(team.workers());
+  std::atomic<int64_t> buffer_bytes = 0;
   team.run([&](numa::Worker& worker) {
-    for (const MatrixSource& source : matrices) {
-      const numa::Range shard = source.matrix->shard(worker.node).units;
-      const numa::Range share = numa::split(shard.count(), worker.count_in_node, worker.rank_in_node);
-      for (int64_t unit = shard.begin + share.begin; unit < shard.begin + share.end; ++unit) {
-        if (loading.stopped()) return;
-        auto packed = pack_unit(loading, source, worker.node, unit, buffers[worker.rank].data());
-        if (!packed) loading.stop(std::move(packed).error());
-        if (worker.rank == 0) loading.report();
-      }
+    const BlockList& list = lists[worker.node];
+    // In huge pages: the disk's requests then have few pieces.
+    constexpr int64_t kHugePage = 2_MiB;
+    auto buffer = numa::NodeBuffer::allocate(std::max(list.buffer_bytes, kHugePage), worker.node, topology);
+    if (!buffer) return loading.stop(std::move(buffer).error());
+    buffer_bytes += buffer->size();
+    Lane& lane = lanes[worker.rank];
+    lane.extents.reserve(static_cast<size_t>(list.most_extents));
+    for (;;) {
+      const int64_t i = next_blocks[worker.node].fetch_add(1, std::memory_order_relaxed);
+      if (i >= static_cast<int64_t>(list.blocks.size()) || loading.stopped()) return;
+      auto loaded = load_block(loading, reader, list, list.blocks[i], worker.node, buffer->data(), lane);
+      if (!loaded) loading.stop(std::move(loaded).error());
+      if (worker.rank == 0) loading.report();
     }
   });
   if (loading.error()) return std::unexpected(*loading.error());
   loading.report();
-  // The files stay in the page cache, for the next start, unless they would crowd out what is still to be allocated.
-  if (checkpoint.total_bytes() > numa::available_memory().bytes / 4)
-    for (const TensorRef& tensor : checkpoint.tensors()) checkpoint.drop_pages(tensor);
+  if (options.statistics != nullptr) {
+    LoadStatistics& statistics = *options.statistics;
+    statistics = {.bytes = loading.done_bytes(),
+                  .direct_bytes = reader.direct_bytes(),
+                  .buffer_bytes = buffer_bytes,
+                  .workers = team.workers(),
+                  .seconds = seconds_since(start)};
+    for (const Lane& lane : lanes) {
+      statistics.read_seconds += lane.read_seconds;
+      statistics.pack_seconds += lane.pack_seconds;
+    }
+  }
+  return {};
+}
+
+Result<WeightMemory> load_weights(model::Model& model, const Checkpoint& checkpoint, numa::Team& team,
+                                  const numa::Topology& topology, const LoadOptions& options) {
+  TRY_ASSIGN(WeightMemory memory, allocate_weights(model, team.nodes(), topology));
+  TRY(read_weights(model, checkpoint, team, topology, options));
   return memory;
 }
 

@@ -3,10 +3,12 @@
 
 #include <atomic>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "base/result.h"
 #include "engine/checkpoint/checkpoint.h"
+#include "engine/checkpoint/tensor_reader.h"
 #include "engine/model/model.h"
 #include "numa/memory.h"
 #include "numa/team.h"
@@ -21,17 +23,47 @@ Result<void> check_tensors(model::Model& model, const checkpoint::Checkpoint& ch
 /// The memory of a model's weights, one buffer per node. Must outlive the model's last forward().
 using WeightMemory = std::vector<numa::NodeBuffer>;
 
+/// What a load was like.
+struct LoadStatistics {
+  int64_t bytes = 0;         ///< read of the files
+  int64_t direct_bytes = 0;  ///< of these straight from the disk, not through the page cache
+  int64_t buffer_bytes = 0;  ///< of all workers: what was taken beside the weights
+  int workers = 0;
+  double seconds = 0;
+  double read_seconds = 0, pack_seconds = 0;  ///< of all workers together
+};
+
 struct LoadOptions {
   /// Called by one thread now and then with bytes read and bytes in all.
   std::function<void(int64_t done_bytes, int64_t total_bytes)> progress;
   /// When it becomes true, loading stops with kInterrupted. May be nullptr.
   const std::atomic<bool>* cancel = nullptr;
+  /// Where to say what the load was like. May be nullptr.
+  LoadStatistics* statistics = nullptr;
+  /// What the page cache keeps. Absent: all of a checkpoint that is small beside the free memory, for the next start;
+  /// nothing new of a larger one.
+  std::optional<checkpoint::PageCache> page_cache = std::nullopt;
 };
 
-/// Allocates and fills all weights: the workers of a node read the rows of that node's units and pack them straight
-/// into its memory. F16 and F32 tensors are rounded to bf16 with one warning. Peak memory is the packed weights plus a
-/// buffer of 16 rows per worker. REQUIRES: check_tensors succeeded; team.nodes() is the model's number of nodes.
-/// Errors: kDoesNotFit, kRuntime (I/O, with file and offset), kInterrupted.
+/// A block is this long in the files, or shorter so that the blocks of all workers stay below kBlocksBytes: the buffer
+/// that reading takes beside the weights, but for some pages per block. (At least the 16 rows of a unit, so that very
+/// many workers or very long rows can take more.)
+inline constexpr int64_t kBlockBytes = 2_MiB;
+inline constexpr int64_t kBlocksBytes = 128_MiB;
+
+/// Allocates the weights of a model on its nodes, zero-filled, and places all matrices there: for read_weights and for
+/// weights that are made in memory. Errors: kDoesNotFit.
+Result<WeightMemory> allocate_weights(model::Model& model, int nodes, const numa::Topology& topology);
+
+/// Fills weights that have their memory: the workers of a node read that node's units in blocks of megabytes, in the
+/// order of the files, and pack them straight into its memory; a worker packs while others read. F16 and F32 tensors
+/// are rounded to bf16 with one warning. Takes a buffer per worker beside the weights (kBlockBytes).
+/// REQUIRES: check_tensors and allocate_weights succeeded; team.nodes() is the model's number of nodes.
+/// Errors: kDoesNotFit (a buffer), kRuntime (I/O, with file and offset), kInterrupted.
+Result<void> read_weights(model::Model& model, const checkpoint::Checkpoint& checkpoint, numa::Team& team,
+                          const numa::Topology& topology, const LoadOptions& options = {});
+
+/// allocate_weights, then read_weights.
 Result<WeightMemory> load_weights(model::Model& model, const checkpoint::Checkpoint& checkpoint, numa::Team& team,
                                   const numa::Topology& topology, const LoadOptions& options = {});
 

@@ -92,20 +92,7 @@ Result<WeightMemory> fill_synthetic(model::Model& model, uint64_t seed, numa::Te
     for (int node = 0; node < team.nodes(); ++node) total_bytes += spec.matrix->shard_bytes(node);
   });
 
-  // One buffer per node, handed out in the order of use.
-  constexpr int64_t kAlignment = 64;
-  WeightMemory memory;
-  for (int node = 0; node < team.nodes(); ++node) {
-    int64_t bytes = 0;
-    for (const MatrixTarget& target : targets) bytes += round_up(target.matrix->shard_bytes(node), kAlignment);
-    TRY_ASSIGN(numa::NodeBuffer buffer, numa::NodeBuffer::allocate(bytes, node, topology));
-    std::byte* next = buffer.data();
-    for (const MatrixTarget& target : targets) {
-      target.matrix->place(node, reinterpret_cast<bf16*>(next));
-      next += round_up(target.matrix->shard_bytes(node), kAlignment);
-    }
-    memory.push_back(std::move(buffer));
-  }
+  TRY_ASSIGN(WeightMemory memory, allocate_weights(model, team.nodes(), topology));
 
   std::atomic<int64_t> done_bytes = 0;
   std::atomic<bool> stopped = false;
