@@ -110,10 +110,10 @@ void split_heads(Lane& lane, const ModelConfig& config, const Batch& batch, int 
 }
 
 // Memory that will be read soon, asked for piece by piece while something else is computed: the `index`-th of `count`
-// equal pieces of its first kBytes.
+// equal pieces of kBytes. The product before has asked for what comes first.
 void prefetch_piece(const bf16* next, int index, int count) {
-  constexpr int kBytes = 16 * 1024, kLineBytes = 64;
-  const char* const bytes = reinterpret_cast<const char*>(next);
+  constexpr int kFirst = 16 * 1024, kBytes = 16 * 1024, kLineBytes = 64;
+  const char* const bytes = reinterpret_cast<const char*>(next) + kFirst;
   for (int i = index * kBytes / count; i < (index + 1) * kBytes / count; i += kLineBytes)
     __builtin_prefetch(bytes + i, 0, 2);
 }

@@ -24,7 +24,7 @@ struct DotPairs {
     for (int tile = 0; tile < piece.tiles; ++tile) {
       const char* ahead[kUnits];
 #pragma GCC unroll 4
-      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile + tiles_ahead(kRows));
+      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile, tiles_ahead(kRows));
 #pragma GCC unroll 1
       for (int line = 0; line < kTileLines; ++line) {
         __m512i v[kUnits];

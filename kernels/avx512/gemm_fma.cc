@@ -42,7 +42,7 @@ struct DpOrder : Widening {
     for (int tile = 0; tile < piece.tiles; ++tile) {
       const char* ahead[kUnits];
 #pragma GCC unroll 4
-      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile + tiles_ahead(kRows));
+      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile, tiles_ahead(kRows));
 #pragma GCC unroll 1
       for (int line = 0; line < kTileLines; ++line) {
         __m512 v[kUnits];
@@ -91,7 +91,7 @@ struct AmxOrder : Widening {
     for (int tile = 0; tile < piece.tiles; ++tile) {
       const char* ahead[kUnits];
 #pragma GCC unroll 4
-      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile + tiles_ahead(kRows));
+      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile, tiles_ahead(kRows));
       __m512 even[kUnits * kRows];
       __m512 odd[kUnits * kRows];
 #pragma GCC unroll 32

@@ -30,6 +30,9 @@ constexpr int64_t kGroupElements = (512 << 10) / 2;  // a quarter of L2
 /// Prefetch distance in tiles (KiB) of each stream; found by trial on Zen 4. Prefetches go to L2: further ahead than L1
 /// can hold beside the terms of a, and from there the hardware's own prefetcher takes over.
 constexpr int tiles_ahead(int rows) { return rows <= 4 ? 1 : rows <= 6 ? 2 : 4; }
+/// Short units (keys and values) are no streams of their own, but all of them together are one.
+constexpr int64_t kShortUnitElements = (8 << 10) / 2;
+constexpr int kShortUnitTilesAhead = 16;
 
 /// A piece of K for units that run side by side.
 struct Piece {
@@ -37,13 +40,16 @@ struct Piece {
   int64_t unit_stride;  ///< elements between units
   const bf16* next;     ///< what the first unit will read next, for prefetching only; may lie behind the weights
   int tiles;
+  bool one_stream;  ///< the units are short neighbours: what comes next lies behind them all
 };
 
-/// Address `tile` tiles into the piece, or into the one that follows. Computed as an integer: it may be nowhere.
-[[gnu::always_inline]] inline const char* tile_ahead(const Piece& piece, int unit, int tile) {
-  const bf16* base = tile < piece.tiles ? piece.w : piece.next;
-  const int64_t offset =
-      unit * piece.unit_stride + int64_t{tile < piece.tiles ? tile : tile - piece.tiles} * kTileElements;
+/// What to prefetch at tile `tile` of a unit; `ahead` is the distance in streams. Computed as an integer: it may be
+/// nowhere.
+[[gnu::always_inline]] inline const char* tile_ahead(const Piece& piece, int unit, int tile, int ahead) {
+  const int target = tile + (piece.one_stream ? kShortUnitTilesAhead : ahead);
+  const bool here = piece.one_stream || target < piece.tiles;
+  const bf16* const base = here ? piece.w : piece.next;
+  const int64_t offset = unit * piece.unit_stride + int64_t{here ? target : target - piece.tiles} * kTileElements;
   return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(offset * 2));
 }
 
@@ -91,8 +97,10 @@ template <typename Order, int kRows>
   const bf16* const w = g.w + unit0 * g.w_unit_stride;
 
   // Each of the streams side by side runs through `rounds` neighbouring units: long streams suit the prefetchers. A
-  // unit alone has too few chains to keep the multipliers busy, so what is left over is taken in pairs.
-  int rounds = units / kSideBySide;
+  // unit alone has too few chains to keep the multipliers busy, so what is left over is taken in pairs; and so are
+  // short units when there are rows enough, in the order of their addresses.
+  const bool short_units = kRows >= 5 && g.w_unit_stride <= kShortUnitElements;
+  int rounds = short_units ? 0 : units / kSideBySide;
   if (kSideBySide > 2 && rounds > 0 && units - rounds * kSideBySide == 1) --rounds;
   const int side_by_side = rounds * kSideBySide;
 
@@ -106,19 +114,20 @@ template <typename Order, int kRows>
     const bf16* const after_group = last ? next : piece_w + int64_t{terms} * 16;
     // Unit `at` and those `spacing` apart after it; `following` is what the first of these streams reads next.
     int done = 0;
-    const auto multiply = [&]<int kTogether>(int at, int spacing,
-                                             const bf16* following) __attribute__((always_inline)) {
-      const Piece piece = {piece_w + at * g.w_unit_stride, spacing * g.w_unit_stride, following, terms / 32};
-      const Sums sums = {.waiting = waiting + done * kRows * 16,
-                         .first = k0 == 0,
-                         .last = last,
-                         .accumulate = g.accumulate,
-                         .c = g.c + row0 * g.c_stride + (unit0 + at) * 16,
-                         .c_stride = g.c_stride,
-                         .c_unit_stride = int64_t{spacing} * 16};
-      Order::template multiply<kRows, kTogether, kStride>(a, piece, sums);
-      done += kTogether;
-    };
+    const auto multiply = [&]<int kTogether>(int at, int spacing, const bf16* following)
+                              __attribute__((always_inline)) {
+                                const Piece piece = {piece_w + at * g.w_unit_stride, spacing * g.w_unit_stride,
+                                                     following, terms / 32, short_units};
+                                const Sums sums = {.waiting = waiting + done * kRows * 16,
+                                                   .first = k0 == 0,
+                                                   .last = last,
+                                                   .accumulate = g.accumulate,
+                                                   .c = g.c + row0 * g.c_stride + (unit0 + at) * 16,
+                                                   .c_stride = g.c_stride,
+                                                   .c_unit_stride = int64_t{spacing} * 16};
+                                Order::template multiply<kRows, kTogether, kStride>(a, piece, sums);
+                                done += kTogether;
+                              };
     const auto unit_or = [&](int unit, const bf16* behind) {
       return unit < units ? piece_w + unit * g.w_unit_stride : behind;
     };
