@@ -87,17 +87,21 @@ TEST_CASE("pack_unit keeps bf16 weights as they are: subnormals, infinities, NaN
 
 TEST_CASE("pack_unit converts every F16 value") {
   const FlushDenormals mode;  // conversion works on integers: the mode must not matter
-  // 65536 values as 16 rows of 4096; row 3 is skipped, so the rows are packed twice in different order.
+  // 65536 values as 16 rows of 4096; row 3 is skipped, so the rows are packed twice in different order. Then so that
+  // neighbours are of different kinds: 40503 is odd, so its multiples are all 16-bit numbers.
   const int k = 4096;
-  for (const int shift : {0, 8}) {
-    const Source s = source<uint16_t>(k, [&](int j, int i) { return static_cast<uint16_t>((j + shift) % 16 * k + i); });
+  for (const auto& [shift, factor] : {std::pair{0, 1u}, {8, 1u}, {0, 40503u}, {8, 40503u}}) {
+    const auto value_at = [&](int j, int i) {
+      return static_cast<uint16_t>(static_cast<unsigned>((j + shift) % 16 * k + i) * factor);
+    };
+    const Source s = source<uint16_t>(k, value_at);
     GuardedBuffer<bf16> unit(unit_elements(k), kCanary16);
     pack_unit(s.rows, DType::kF16, k, k, unit.data());
     int wrong = 0;
     for (int j = 0; j < kUnitOutputs; ++j) {
       if (j == 3) continue;
       for (int i = 0; i < k; ++i) {
-        const double value = half_value(static_cast<uint16_t>((j + shift) % 16 * k + i));
+        const double value = half_value(value_at(j, i));
         const bf16 found = unit[packed_index(j, i, k)];
         // Every binary16 is a normal binary32 or zero, so float(value) is exact.
         if (!same_bits(found, to_bf16(static_cast<float>(value)))) ++wrong;
@@ -118,6 +122,30 @@ TEST_CASE("pack_unit rounds F32 to nearest even") {
   for (int j = 0; j < kUnitOutputs; ++j)
     for (int i = 0; i < 64; ++i)
       CHECK(unit[packed_index(j, i, 64)].bits == (j == 3 || i >= 50 ? 0 : rounded[(i + j) % 8]));
+}
+
+TEST_CASE("pack_unit converts rows of any length as to_bf16 does") {
+  const FlushDenormals mode;
+  Random random(4);
+  std::vector<uint32_t> bits(16 * 70);
+  for (uint32_t& value : bits)
+    value = static_cast<uint32_t>(random.integer(0, 0xffff) << 16 | random.integer(0, 0xffff));
+  for (const int k : {1, 3, 7, 8, 9, 15, 17, 31, 32, 39, 63, 70}) {
+    const int k_padded = round_up(k, 32);
+    const Source s = source<uint32_t>(k, [&](int j, int i) { return bits[static_cast<size_t>(j * 70 + i)]; });
+    GuardedBuffer<bf16> unit(unit_elements(k_padded), kCanary16);
+    pack_unit(s.rows, DType::kF32, k, k_padded, unit.data());
+    CHECK(unit.before_intact());
+    int wrong = 0;
+    for (int j = 0; j < kUnitOutputs; ++j) {
+      for (int i = 0; i < k_padded; ++i) {
+        const bf16 expected =
+            j == 3 || i >= k ? bf16{} : to_bf16(std::bit_cast<float>(bits[static_cast<size_t>(j * 70 + i)]));
+        if (unit[packed_index(j, i, k_padded)].bits != expected.bits) ++wrong;
+      }
+    }
+    CHECK_MESSAGE(wrong == 0, "k=" << k);
+  }
 }
 
 TEST_CASE("store_key makes the page that pack_unit would: n = tokens, k = head_dim") {
