@@ -1,36 +1,55 @@
 // cpuinfer bench host: what bounds every model on this machine.
-#include "base/format.h"
-#include "base/json.h"
-#include "bench/barriers.h"
+#include <cstdlib>
+#include <optional>
+
+#include "bench/host.h"
+#include "bench/host_report.h"
 #include "tools/commands.h"
 #include "tools/exit_codes.h"
 #include "tools/output.h"
 #include "tools/progress.h"
+#include "tools/session.h"
+#include "tools/signals.h"
 
 namespace cpuinfer::tools {
+namespace {
+
+/// Where a file to read is made if nothing else is said: on a disk, which /tmp often is not.
+std::string default_disk_directory() {
+  const char* directory = std::getenv("TMPDIR");
+  return directory != nullptr && *directory != '\0' ? directory : "/var/tmp";
+}
+
+}  // namespace
 
 Result<int> bench_host_command(const BenchHostOptions& options) {
   Console console(options.console);
+  kernels::Isa isa = kernels::detect_isa();
+  if (!options.isa.empty()) {
+    TRY_ASSIGN(isa, kernels::cap_isa(isa, options.isa));
+  }
+  bench::HostOptions host;
+  host.effort = options.quick ? bench::Effort::kQuick : bench::Effort::kFull;
+  host.buffer_bytes = options.buffer_bytes;
+  if (options.model.empty()) {
+    host.disk_directory = options.disk.value_or(default_disk_directory());
+  } else {
+    TRY_ASSIGN(host.model, resolve_model(options.model));
+  }
   TRY_ASSIGN(const numa::Topology topology, numa::Topology::detect());
   TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(topology, options.threads, options.nodes));
-  const std::vector<bench::BarrierFigure> barriers = bench::measure_barriers(*team, options.quick ? 0.02 : 0.2);
-  if (options.json) {
-    Json list(Json::Array{});
-    for (const bench::BarrierFigure& figure : barriers) {
-      Json row;
-      row.set("name", figure.name);
-      row.set("ns", figure.nanoseconds);
-      list.push_back(std::move(row));
-    }
-    Json json;
-    json.set("barriers", std::move(list));
-    TRY(write_stdout(to_json_text(json, 2) + "\n"));
-    return kExitOk;
+
+  bench::HostFigures figures;
+  {
+    std::string stage;
+    std::optional<Progress> progress;
+    const bench::HostWatch watch{.cancel = &cancel_flag(), .progress = [&](const char* what, double done) {
+                                   if (stage != what) progress.emplace(console, stage = what, ProgressUnit::kShare);
+                                   progress->update(static_cast<int64_t>(1000 * done), 1000);
+                                 }};
+    TRY_ASSIGN(figures, bench::measure_host(*team, topology, isa, host, watch));
   }
-  std::string text;
-  for (const bench::BarrierFigure& figure : barriers)
-    text += format("{:<14} {:>10.0f} ns\n", figure.name, figure.nanoseconds);
-  TRY(write_stdout(text));
+  TRY(write_stdout(options.json ? to_json_text(bench::host_json(figures), 2) + "\n" : bench::host_text(figures)));
   return kExitOk;
 }
 

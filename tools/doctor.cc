@@ -10,6 +10,7 @@
 #include "base/format.h"
 #include "base/log.h"
 #include "base/types.h"
+#include "bench/host_report.h"
 #include "kernels/registry.h"
 #include "numa/team.h"
 
@@ -78,8 +79,10 @@ Check check_isa(const Machine& machine, Isa used, const std::string& isa_level) 
   return ok("isa", format("found {}", found));
 }
 
-Check check_kernels(Isa used) {
-  const Result<kernels::Kernels> chosen = kernels::select_fastest_kernels(used);
+Check check_kernels(const Machine& machine, Isa used) {
+  // A machine that is not there cannot be measured.
+  const Result<kernels::Kernels> chosen =
+      machine.topology.is_this_machine() ? kernels::select_fastest_kernels(used) : kernels::select_kernels(used);
   if (!chosen) return broken("kernels", chosen.error().message, "see the line above");
   // A name may have a row for each profile.
   std::vector<std::string_view> names;
@@ -244,6 +247,11 @@ Check check_load(const Machine& machine) {
   return ok("load", text);
 }
 
+Check check_speed(const Machine& machine) {
+  if (!machine.figures) return ok("speed", "not measured");
+  return ok("speed", bench::host_summary(*machine.figures) + " (`cpuinfer bench host` says more)");
+}
+
 Check check_limits(const Machine& machine) {
   // Large checkpoints have more than a hundred files, all open while loading.
   constexpr int64_t kFiles = 512;
@@ -265,8 +273,12 @@ int64_t limit_of(__rlimit_resource resource) {
 
 }  // namespace
 
-Result<Machine> inspect_machine() {
+Result<Machine> inspect_machine(const std::string& isa_level, const bench::HostWatch& watch) {
   const Isa isa = kernels::detect_isa();
+  Isa used = isa;
+  if (!isa_level.empty()) {
+    TRY_ASSIGN(used, kernels::cap_isa(isa, isa_level));
+  }
   TRY_ASSIGN(numa::Topology topology, numa::Topology::detect());
   TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(topology));
   numa::HugePages huge_pages = topology.huge_pages();
@@ -278,6 +290,15 @@ Result<Machine> inspect_machine() {
   machine.pinned = team->pinned();
   machine.open_files = limit_of(RLIMIT_NOFILE);
   machine.address_space = limit_of(RLIMIT_AS);
+  if (covers(used, Isa::kAvx2)) {
+    const bench::HostOptions options{.effort = bench::Effort::kShort, .model = {}, .disk_directory = {}};
+    Result<bench::HostFigures> figures = bench::measure_host(*team, machine.topology, used, options, watch);
+    // Too little memory to measure with is a finding of another check.
+    if (figures)
+      machine.figures = std::move(*figures);
+    else if (figures.error().code != ErrorCode::kDoesNotFit)
+      return std::unexpected(std::move(figures).error());
+  }
   return machine;
 }
 
@@ -287,13 +308,14 @@ Result<std::vector<Check>> diagnose(const Machine& machine, const std::string& i
     TRY_ASSIGN(used, kernels::cap_isa(machine.isa, isa_level));
   }
   return std::vector<Check>{
-      check_cpu(machine),        check_isa(machine, used, isa_level),
-      check_kernels(used),       check_cpus_allowed(machine),
-      check_quota(machine),      check_pinning(machine),
-      check_nodes(machine),      check_balancing(machine),
-      check_memory(machine),     check_swap(machine),
-      check_huge_pages(machine), check_governor(machine),
-      check_load(machine),       check_limits(machine),
+      check_cpu(machine),           check_isa(machine, used, isa_level),
+      check_kernels(machine, used), check_cpus_allowed(machine),
+      check_quota(machine),         check_pinning(machine),
+      check_nodes(machine),         check_balancing(machine),
+      check_memory(machine),        check_swap(machine),
+      check_huge_pages(machine),    check_governor(machine),
+      check_load(machine),          check_limits(machine),
+      check_speed(machine),
   };
 }
 

@@ -9,6 +9,7 @@
 
 #include "base/json.h"
 #include "base/result.h"
+#include "bench/host.h"
 #include "kernels/isa.h"
 #include "numa/memory_limit.h"
 #include "numa/topology.h"
@@ -21,15 +22,18 @@ struct Machine {
   kernels::Isa isa = kernels::Isa::kNone;  ///< what the CPU and the system offer
   numa::MemoryLimit memory;
   numa::HugePages huge_pages;
-  int workers = 0;                   ///< threads of a default team
-  int pinned = 0;                    ///< those of them that stayed where they were put
-  int64_t open_files = -1;           ///< RLIMIT_NOFILE, -1: unlimited
-  int64_t address_space = -1;        ///< RLIMIT_AS in bytes, -1: unlimited
+  int workers = 0;             ///< threads of a default team
+  int pinned = 0;              ///< those of them that stayed where they were put
+  int64_t open_files = -1;     ///< RLIMIT_NOFILE, -1: unlimited
+  int64_t address_space = -1;  ///< RLIMIT_AS in bytes, -1: unlimited
+  std::optional<bench::HostFigures> figures =
+      std::nullopt;                  ///< what a short measurement gave; absent: the CPU cannot run it
   std::filesystem::path root = "/";  ///< /proc and /sys are looked up below it
 };
 
-/// This machine. Errors: kRuntime.
-Result<Machine> inspect_machine();
+/// This machine; measures it for about a second with the instruction sets up to `isa_level` ("": all).
+/// Errors: kRuntime, kUsage and kUnsupported (isa_level), kInterrupted.
+Result<Machine> inspect_machine(const std::string& isa_level = "", const bench::HostWatch& watch = {});
 
 enum class Health {
   kOk,

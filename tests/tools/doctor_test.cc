@@ -7,6 +7,7 @@
 
 #include "base/format.h"
 #include "base/types.h"
+#include "bench/host_report.h"
 #include "kernels/registry.h"
 
 using namespace cpuinfer;
@@ -81,7 +82,7 @@ TEST_CASE("a healthy server passes every check") {
   const FakeMachine fake;
   const auto checks = diagnose(fake.machine, "");
   REQUIRE(checks.has_value());
-  CHECK(checks->size() == 14);
+  CHECK(checks->size() == 15);
   CHECK(is_usable(*checks));
   for (const Check& check : *checks) {
     CAPTURE(check.name);
@@ -91,7 +92,7 @@ TEST_CASE("a healthy server passes every check") {
   }
   expect(fake.check("cpu"), Health::kOk, "synthetic: 8 cores to use, 8 SMT siblings left idle", "");
   expect(fake.check("isa"), Health::kOk, "found avx2 avx512 avx512_bf16 amx", "");
-  CHECK(fake.check("kernels").detail.starts_with("matrix products avx512-fma (amx-tile from 5 rows on)"));
+  CHECK(fake.check("kernels").detail.starts_with("matrix products avx512-fma, amx-tile from 5 rows, the rest "));
   CHECK(fake.check("kernels").detail.find("(numerics amx); --gemm takes amx-tile, ") != std::string::npos);
   expect(fake.check("nodes"), Health::kOk,
          "node 0: 4 cores, 59.6 GiB (59.6 GiB free); node 1: 4 cores, 59.6 GiB (59.6 GiB free)", "");
@@ -101,6 +102,7 @@ TEST_CASE("a healthy server passes every check") {
   expect(fake.check("pinning"), Health::kOk, "8 threads, each on its own core", "");
   expect(fake.check("memory"), Health::kOk, "48.0 GiB can be used: the machine has it", "");
   expect(fake.check("hugepages"), Health::kOk, "transparent: madvise", "");
+  expect(fake.check("speed"), Health::kOk, "not measured", "");
   expect(fake.check("load"), Health::kOk, "0.1 over the last minute on 16 CPUs", "");
 }
 
@@ -212,7 +214,16 @@ TEST_CASE("this machine can be examined") {
   const auto machine = inspect_machine();
   REQUIRE(machine.has_value());
   CHECK(machine->workers == machine->topology.cores());
+  REQUIRE(machine->figures.has_value());
+  CHECK(machine->figures->read.winner().rate.all > 0);
   const auto checks = diagnose(*machine, "");
   REQUIRE(checks.has_value());
   CHECK(is_usable(*checks));
+  REQUIRE(checks->back().name == "speed");
+  CHECK(checks->back().detail == bench::host_summary(*machine->figures) + " (`cpuinfer bench host` says more)");
+  const auto capped = inspect_machine("avx2");
+  REQUIRE(capped.has_value());
+  CHECK(capped->figures->peaks.size() == 1);
+  CHECK_FALSE(inspect_machine("reference")->figures.has_value());
+  CHECK(inspect_machine("mmx").error().code == ErrorCode::kUsage);
 }

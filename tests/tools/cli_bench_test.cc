@@ -1,0 +1,78 @@
+// cpuinfer bench as its users run it. Results, not speed.
+#include <doctest/doctest.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "base/format.h"
+#include "base/json.h"
+#include "base/types.h"
+#include "tests/tools/process.h"
+
+using namespace cpuinfer;
+using namespace cpuinfer::tools;
+
+namespace {
+
+bool contains(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
+
+}  // namespace
+
+TEST_CASE("bench host") {
+  const std::string disk = scratch_directory().string();
+  const Outcome json = run_cpuinfer({"bench", "host", "--quick", "--json", "--disk", disk, "-t", "2"});
+  REQUIRE_MESSAGE(json.exit_code == 0, json.err);
+  const auto figures = parse_json(json.out, "stdout");
+  REQUIRE_MESSAGE(figures.has_value(), json.out);
+  CHECK(figures->find("threads")->as_int() == 2);
+  CHECK(figures->find("read")->find("gb_s")->as_double() > 0);
+  CHECK(figures->find("disk")->find("gb_s")->as_double() > 0);
+  CHECK(contains(figures->find("disk")->find("what")->as_string(), "a temporary file in " + disk));
+
+  const Outcome text = run_cpuinfer({"bench", "host", "--quick", "--disk", disk, "-t", "1", "--isa", "avx2"});
+  REQUIRE_MESSAGE(text.exit_code == 0, text.err);
+  CHECK(contains(text.out, ": 1 thread on 1 node, avx2\n"));
+  CHECK(contains(text.out, "read bandwidth"));
+  CHECK(contains(text.out, "fp32 FMA (avx2)"));
+  CHECK_FALSE(contains(text.out, "vdpbf16ps"));
+  for (const auto& entry : std::filesystem::directory_iterator(disk))
+    CHECK_FALSE(contains(entry.path().string(), "cpuinfer-bench"));
+
+  // The model's own files, by its directory. 9 MiB: more than one block.
+  const auto model = scratch_directory() / "model";
+  std::filesystem::create_directories(model);
+  write_file(model / "model.safetensors", std::string(9_MiB, 'x'));
+  const Outcome of_model = run_cpuinfer({"bench", "host", "--quick", "-m", model.string()});
+  REQUIRE_MESSAGE(of_model.exit_code == 0, of_model.err);
+  CHECK(contains(of_model.out, format("1 safetensors file of {} (9.0 MiB)", model.string())));
+}
+
+TEST_CASE("bench host: what it cannot do") {
+  const auto fails = [](const Arguments& arguments, int code, std::string_view message) {
+    const Outcome outcome = run_cpuinfer(arguments);
+    CHECK(outcome.exit_code == code);
+    CHECK_MESSAGE(contains(outcome.err, message), outcome.err);
+    CHECK(outcome.out.empty());
+  };
+  fails({"bench", "host", "--quick", "--disk", "/does/not/exist"}, 66, "cannot make a file in /does/not/exist");
+  fails({"bench", "host", "--quick", "-m", "/does/not/exist"}, 66, "/does/not/exist");
+  fails({"bench", "host", "--quick", "--isa", "reference"}, 78, "the measurements need avx2");
+  fails({"bench", "host", "--quick", "--isa", "mmx"}, 2, "unknown instruction set level");
+  fails({"bench", "host", "--buffer", "1024", "-t", "1"}, 2, "is too small");
+  fails({"bench", "host", "--buffer", "1000TiB", "-t", "1"}, 78, "ask for smaller ones");
+  fails({"bench", "host", "-t", "1", "--nodes", "2"}, 2, "node");
+  fails({"bench"}, 2, "bench needs a name: one of host");
+}
+
+TEST_CASE("bench host: Ctrl-C ends it and leaves no file") {
+  const auto disk = scratch_directory() / "disk";
+  std::filesystem::create_directories(disk);
+  Process process({"bench", "host", "--disk", disk.string(), "--buffer", "64M", "--progress", "plain"});
+  usleep(300'000);
+  process.signal(SIGINT);
+  const Outcome outcome = process.finish();
+  CHECK(outcome.exit_code == 130);
+  CHECK_FALSE(outcome.killed_by_signal);
+  CHECK(outcome.out.empty());
+  CHECK(contains(outcome.err, "interrupted while measuring"));
+  CHECK(std::filesystem::is_empty(disk));
+}
