@@ -197,8 +197,12 @@ Team::Team(std::vector<Place> places, int nodes, bool oversubscribed)
     : places_(std::move(places)),
       nodes_(nodes),
       barrier_(
-          std::make_unique<Barrier>(static_cast<int>(places_.size()), oversubscribed ? kSpinsOversubscribed : kSpins)) {
-  for (Place& place : places_) place.worker.team_barrier = barrier_.get();
+          std::make_unique<Barrier>(static_cast<int>(places_.size()), oversubscribed ? kSpinsOversubscribed : kSpins)),
+      ranges_(std::make_unique<WorkRanges>(static_cast<int>(places_.size()))) {
+  for (Place& place : places_) {
+    place.worker.team_barrier = barrier_.get();
+    place.worker.ranges = ranges_.get();
+  }
 }
 
 void Team::run_erased(Work work, const void* callable) {

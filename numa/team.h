@@ -11,6 +11,7 @@
 #include "numa/barrier.h"
 #include "numa/shard.h"
 #include "numa/topology.h"
+#include "numa/work_ranges.h"
 
 namespace cpuinfer::numa {
 
@@ -27,7 +28,16 @@ struct Worker {
   /// This worker's part of `items`, by the one rule of shard.h.
   Range share(int64_t items) const { return split(items, count, rank); }
 
+  /// Begins a phase whose items move between the workers of a node (WorkRanges): this worker's part at first.
+  void deal(Range items) noexcept { ranges->deal(rank, items); }
+  /// The next items to do: between `least` and `most` of them, fewer at the very end; empty when none are left on the
+  /// node. Between two phases with deal() there is a barrier.
+  Range take(int64_t least, int64_t most) noexcept {
+    return ranges->take(rank, rank - rank_in_node, count_in_node, least, most);
+  }
+
   Barrier* team_barrier = nullptr;
+  WorkRanges* ranges = nullptr;
 };
 
 /// A fixed set of workers, pinned to physical cores and grouped by node. Create once, run() many times. run() is to be
@@ -79,6 +89,7 @@ class Team {
   int nodes_ = 1;
   int pinned_ = 0;
   std::unique_ptr<Barrier> barrier_;
+  std::unique_ptr<WorkRanges> ranges_;
 };
 
 }  // namespace cpuinfer::numa

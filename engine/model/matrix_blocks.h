@@ -22,7 +22,7 @@ inline int64_t units_per_block(const PackedMatrix& matrix) {
   return std::clamp<int64_t>(kWeightBytes / unit_bytes, 1, kBlockOutputs / kernels::kUnitOutputs);
 }
 
-/// The units of `matrix` that this worker computes: its share of what lies on its node.
+/// The units of `matrix` that this worker computes at first: its share of what lies on its node.
 inline numa::Range worker_units(const Lane& lane, const PackedMatrix& matrix) {
   const numa::Range shard = matrix.shard(lane.worker.node).units;
   const numa::Range share = numa::split(shard.count(), lane.worker.count_in_node, lane.worker.rank_in_node);
@@ -55,18 +55,24 @@ inline int64_t product_flops(const PackedMatrix& matrix, numa::Range units, int6
   return 2 * rows * outputs * matrix.terms();
 }
 
-/// Calls body(MatrixBlock) for rows 0..count-1 and `units`, weights outermost.
+/// Pieces of work are at least this many units: streams long enough for the prefetchers.
+inline constexpr int64_t kLeastUnits = 4;
+
+/// Calls body(MatrixBlock) for rows 0..count-1 and `units`, in blocks of rows.
 template <typename Body>
-void for_each_block(numa::Range units, int64_t block_units, int count, Body&& body) {
-  for (int64_t unit = units.begin; unit < units.end; unit += block_units) {
-    const numa::Range block = {unit, std::min(unit + block_units, units.end)};
-    for (int row = 0; row < count; row += kRowBlock) body(MatrixBlock{block, row, std::min(kRowBlock, count - row)});
-  }
+void for_each_row_block(numa::Range units, int count, Body&& body) {
+  for (int row = 0; row < count; row += kRowBlock) body(MatrixBlock{units, row, std::min(kRowBlock, count - row)});
 }
 
+/// Calls body(numa::Range) for pieces of at most `most` units until those of the node are all taken. This worker begins
+/// with `share` and then helps others.
 template <typename Body>
-void for_each_block(const Lane& lane, const PackedMatrix& matrix, int count, Body&& body) {
-  for_each_block(worker_units(lane, matrix), units_per_block(matrix), count, body);
+void for_each_piece(Lane& lane, numa::Range share, int64_t most, Body&& body) {
+  lane.worker.deal(share);
+  for (numa::Range piece = lane.worker.take(std::min(kLeastUnits, most), most); piece.count() > 0;
+       piece = lane.worker.take(std::min(kLeastUnits, most), most)) {
+    body(piece);
+  }
 }
 
 }  // namespace cpuinfer::model

@@ -22,28 +22,29 @@ int64_t now_ns() {
 
 void multiply(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, const std::vector<float>& bias,
               Rows<float> c, bool accumulate) {
-  for_each_block(lane, matrix, count, [&](const MatrixBlock& block) {
-    for (int segment = 0; segment < matrix.segments(); ++segment) {
-      const kernels::Gemm gemm = {
-          .m = block.row_count,
-          .n = static_cast<int>(block.units.count()) * kernels::kUnitOutputs,
-          .k = round_up(matrix.segment_terms(segment), kernels::kTileTerms),
-          .a = a[block.first_row] + int64_t{segment} * matrix.segment_stride(),
-          .a_stride = a.stride,
-          .w = matrix.unit(lane.worker.node, segment, block.units.begin),
-          .w_unit_stride = matrix.unit_elements(),
-          .c = c[block.first_row] + block.units.begin * kernels::kUnitOutputs,
-          .c_stride = c.stride,
-          .accumulate = accumulate || segment > 0,
-      };
-      lane.kernels.gemm(gemm.m).run(gemm);
-    }
-    if (bias.empty()) return;
-    for (int row = block.first_row; row < block.first_row + block.row_count; ++row)
-      add_bias(c[row], bias, block.units.begin * kernels::kUnitOutputs, block.units.end * kernels::kUnitOutputs);
+  for_each_piece(lane, worker_units(lane, matrix), units_per_block(matrix), [&](numa::Range units) {
+    for_each_row_block(units, count, [&](const MatrixBlock& block) {
+      for (int segment = 0; segment < matrix.segments(); ++segment) {
+        const kernels::Gemm gemm = {
+            .m = block.row_count,
+            .n = static_cast<int>(block.units.count()) * kernels::kUnitOutputs,
+            .k = round_up(matrix.segment_terms(segment), kernels::kTileTerms),
+            .a = a[block.first_row] + int64_t{segment} * matrix.segment_stride(),
+            .a_stride = a.stride,
+            .w = matrix.unit(lane.worker.node, segment, block.units.begin),
+            .w_unit_stride = matrix.unit_elements(),
+            .c = c[block.first_row] + block.units.begin * kernels::kUnitOutputs,
+            .c_stride = c.stride,
+            .accumulate = accumulate || segment > 0,
+        };
+        lane.kernels.gemm(gemm.m).run(gemm);
+      }
+      if (bias.empty()) return;
+      for (int row = block.first_row; row < block.first_row + block.row_count; ++row)
+        add_bias(c[row], bias, block.units.begin * kernels::kUnitOutputs, block.units.end * kernels::kUnitOutputs);
+    });
+    lane.count(weight_bytes(matrix, units.count()), product_flops(matrix, units, count));
   });
-  const numa::Range units = worker_units(lane, matrix);
-  lane.count(weight_bytes(matrix, units.count()), product_flops(matrix, units, count));
 }
 
 }  // namespace

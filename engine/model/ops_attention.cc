@@ -262,9 +262,10 @@ void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const 
     lane.meet();
   }
 
-  // Items in turn: neighbours have like cost, so dealing them out one by one keeps the workers even.
   const int64_t items = static_cast<int64_t>(plan.items.size()) * config.kv_heads;
-  for (int64_t index = lane.worker.rank; index < items; index += lane.worker.count) {
+  lane.worker.deal(lane.worker.share(items));
+  for (numa::Range piece = lane.worker.take(1, 1); piece.count() > 0; piece = lane.worker.take(1, 1)) {
+    const int64_t index = piece.begin;
     const AttentionItem& item = plan.items[index / config.kv_heads];
     const int kv_head = static_cast<int>(index % config.kv_heads);
     const HeadContext head = {config, weights, workspace, kv, layer, kv_head};

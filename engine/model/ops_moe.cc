@@ -31,6 +31,12 @@ void sort_by_expert(const ModelConfig& config, int count, const ChosenExperts& c
 constexpr int64_t kRowsPerStream = 12;
 int64_t unit_cost(int64_t rows) { return std::max(rows, kRowsPerStream); }
 
+// How far ahead rows of the residual stream are asked for.
+constexpr int kRowsAhead = 3;
+void prefetch_floats(const float* data, int count) {
+  for (int i = 0; i < count; i += 16) __builtin_prefetch(data + i, 1, 3);
+}
+
 }  // namespace
 
 ExpertSlots route(Lane& lane, const ModelConfig& config, int count, Workspace& workspace) {
@@ -61,72 +67,88 @@ void experts_gate_up(Lane& lane, const ModelConfig& config, std::span<const Expe
                      Rows<bf16> normed, Rows<bf16> intermediate) {
   // The units of all experts in use, one after the other, are one list that is cut into parts of equal cost.
   const numa::Worker& worker = lane.worker;
-  const int64_t node_units = experts[0].gate_up.shard(worker.node).units.count();
-  const int64_t node_first = experts[0].gate_up.shard(worker.node).units.begin;
+  const numa::Range node_units = experts[0].gate_up.shard(worker.node).units;
+  const auto rows_of = [&](int e) { return slots.first[e + 1] - slots.first[e]; };
+  int32_t* const used = lane.scratch.used_experts;
+  int used_count = 0;
   int64_t total_cost = 0;
-  for (size_t e = 0; e < experts.size(); ++e)
-    if (const int rows = slots.first[e + 1] - slots.first[e]; rows > 0) total_cost += node_units * unit_cost(rows);
-  const numa::Range share = numa::split(total_cost, worker.count_in_node, worker.rank_in_node);
-
-  int64_t cost = 0;  // of everything before expert e
-  for (size_t e = 0; e < experts.size() && cost < share.end; ++e) {
-    const int rows = slots.first[e + 1] - slots.first[e];
-    if (rows == 0) continue;
-    const int64_t unit = unit_cost(rows);
-    // A unit belongs to the worker in whose share its cost begins.
-    const int64_t begin = std::clamp<int64_t>(ceil_div(std::max<int64_t>(share.begin - cost, 0), unit), 0, node_units);
-    const int64_t end = std::clamp<int64_t>(ceil_div(share.end - cost, unit), 0, node_units);
-    cost += node_units * unit;
-    const PackedMatrix& matrix = experts[e].gate_up;
-    lane.count(weight_bytes(matrix, end - begin), product_flops(matrix, {node_first + begin, node_first + end}, rows));
-    for_each_block(
-        {node_first + begin, node_first + end}, units_per_block(matrix), rows, [&](const MatrixBlock& block) {
-          const kernels::Gemm gemm = {
-              .m = block.row_count,
-              .n = static_cast<int>(block.units.count()) * kernels::kUnitOutputs,
-              .k = matrix.segment_stride(),
-              .a = normed.data,
-              .a_stride = normed.stride,
-              .a_rows = slots.rows + slots.first[e] + block.first_row,
-              .w = matrix.unit(worker.node, 0, block.units.begin),
-              .w_unit_stride = matrix.unit_elements(),
-              .c = lane.scratch.block.data,
-              .c_stride = lane.scratch.block.stride,
-              .accumulate = false,
-          };
-          lane.kernels.gemm(gemm.m).run(gemm);
-          // A unit holds 8 gates and 8 ups: 8 values of the intermediate row. The last one also writes the zeros up to
-          // a whole tile of the down matrix.
-          const int first = static_cast<int>(block.units.begin) * 8;
-          const int count = static_cast<int>(block.units.count()) * 8;
-          const bool last = block.units.end == matrix.units();
-          const int padded = last ? round_up(config.moe_intermediate, kernels::kTileTerms) - first : count;
-          for (int row = 0; row < block.row_count; ++row) {
-            lane.kernels.elementwise->silu_mul({.gate_up = lane.scratch.block[row],
-                                                .n = count,
-                                                .out = intermediate[slots.first[e] + block.first_row + row] + first,
-                                                .out_count = padded});
-          }
-        });
+  for (int e = 0; e < static_cast<int>(experts.size()); ++e) {
+    if (rows_of(e) == 0) continue;
+    used[used_count++] = e;
+    total_cost += node_units.count() * unit_cost(rows_of(e));
   }
+  // A unit belongs at first to the worker in whose share its cost begins.
+  const numa::Range cost_share = numa::split(total_cost, worker.count_in_node, worker.rank_in_node);
+  numa::Range share = {int64_t{used_count} * node_units.count(), int64_t{used_count} * node_units.count()};
+  int64_t cost = 0;  // of everything before used[i]
+  for (int i = 0; i < used_count; ++i) {
+    const int64_t unit = unit_cost(rows_of(used[i]));
+    const auto item_at = [&](int64_t wanted) {
+      return i * node_units.count() + std::min(ceil_div(wanted - cost, unit), node_units.count());
+    };
+    const int64_t end_cost = cost + node_units.count() * unit;
+    if (cost_share.begin >= cost && cost_share.begin < end_cost) share.begin = item_at(cost_share.begin);
+    if (cost_share.end >= cost && cost_share.end < end_cost) share.end = item_at(cost_share.end);
+    cost = end_cost;
+  }
+
+  for_each_piece(lane, share, units_per_block(experts[0].gate_up), [&](numa::Range items) {
+    // A piece may end in one expert and begin in the one before.
+    while (items.count() > 0) {
+      const int e = used[items.begin / node_units.count()];
+      const int64_t first_unit = items.begin % node_units.count();
+      const int64_t count = std::min(items.count(), node_units.count() - first_unit);
+      const numa::Range units = {node_units.begin + first_unit, node_units.begin + first_unit + count};
+      items.begin += count;
+
+      const PackedMatrix& matrix = experts[e].gate_up;
+      const int rows = rows_of(e);
+      lane.count(weight_bytes(matrix, units.count()), product_flops(matrix, units, rows));
+      for_each_row_block(units, rows, [&](const MatrixBlock& block) {
+        const kernels::Gemm gemm = {
+            .m = block.row_count,
+            .n = static_cast<int>(block.units.count()) * kernels::kUnitOutputs,
+            .k = matrix.segment_stride(),
+            .a = normed.data,
+            .a_stride = normed.stride,
+            .a_rows = slots.rows + slots.first[e] + block.first_row,
+            .w = matrix.unit(worker.node, 0, block.units.begin),
+            .w_unit_stride = matrix.unit_elements(),
+            .c = lane.scratch.block.data,
+            .c_stride = lane.scratch.block.stride,
+            .accumulate = false,
+        };
+        lane.kernels.gemm(gemm.m).run(gemm);
+        // A unit holds 8 gates and 8 ups: 8 values of the intermediate row. The last one also writes the zeros up to a
+        // whole tile of the down matrix.
+        const int first = static_cast<int>(block.units.begin) * 8;
+        const int width = static_cast<int>(block.units.count()) * 8;
+        const bool last = block.units.end == matrix.units();
+        const int padded = last ? round_up(config.moe_intermediate, kernels::kTileTerms) - first : width;
+        for (int row = 0; row < block.row_count; ++row) {
+          lane.kernels.elementwise->silu_mul({.gate_up = lane.scratch.block[row],
+                                              .n = width,
+                                              .out = intermediate[slots.first[e] + block.first_row + row] + first,
+                                              .out_count = padded});
+        }
+      });
+    }
+  });
 }
 
 void experts_down(Lane& lane, std::span<const Expert> experts, const ExpertSlots& slots, Rows<bf16> intermediate,
                   Rows<float> residual) {
-  // A worker owns some outputs of all experts, so it alone adds to these columns of the residual, in ascending order
-  // of experts: no partial sums are stored and no worker waits for another.
-  const numa::Range units = worker_units(lane, experts[0].down);
-  const int64_t block_units = units_per_block(experts[0].down);
-  for (size_t e = 0; e < experts.size(); ++e) {
-    if (const int rows = slots.first[e + 1] - slots.first[e]; rows > 0)
-      lane.count(weight_bytes(experts[e].down, units.count()), product_flops(experts[e].down, units, rows));
-  }
-  for (int64_t first_unit = units.begin; first_unit < units.end; first_unit += block_units) {
-    const numa::Range columns = {first_unit, std::min(first_unit + block_units, units.end)};
-    const int column_count = static_cast<int>(columns.count()) * kernels::kUnitOutputs;
+  // A piece is some outputs of all experts, so one worker adds to these columns of the residual, in ascending order of
+  // experts: no partial sums are stored and no worker waits for another.
+  const PackedMatrix& any = experts[0].down;
+  for_each_piece(lane, worker_units(lane, any), units_per_block(any), [&](numa::Range units) {
+    const int column_count = static_cast<int>(units.count()) * kernels::kUnitOutputs;
     for (size_t e = 0; e < experts.size(); ++e) {
       const PackedMatrix& matrix = experts[e].down;
-      for_each_block(columns, block_units, slots.first[e + 1] - slots.first[e], [&](const MatrixBlock& block) {
+      const int rows = slots.first[e + 1] - slots.first[e];
+      if (rows == 0) continue;
+      lane.count(weight_bytes(matrix, units.count()), product_flops(matrix, units, rows));
+      for_each_row_block(units, rows, [&](const MatrixBlock& block) {
         const int first_slot = slots.first[e] + block.first_row;
         const kernels::Gemm gemm = {
             .m = block.row_count,
@@ -134,23 +156,27 @@ void experts_down(Lane& lane, std::span<const Expert> experts, const ExpertSlots
             .k = matrix.segment_stride(),
             .a = intermediate[first_slot],
             .a_stride = intermediate.stride,
-            .w = matrix.unit(lane.worker.node, 0, columns.begin),
+            .w = matrix.unit(lane.worker.node, 0, units.begin),
             .w_unit_stride = matrix.unit_elements(),
             .c = lane.scratch.block.data,
             .c_stride = lane.scratch.block.stride,
             .accumulate = false,
         };
         lane.kernels.gemm(gemm.m).run(gemm);
+        const auto target = [&](int row) {
+          return residual[slots.rows[first_slot + row]] + units.begin * kernels::kUnitOutputs;
+        };
         for (int row = 0; row < block.row_count; ++row) {
-          lane.kernels.elementwise->scale_add(
-              {.x = lane.scratch.block[row],
-               .scale = slots.weights[first_slot + row],
-               .y = residual[slots.rows[first_slot + row]] + columns.begin * kernels::kUnitOutputs,
-               .n = column_count});
+          // The rows of an expert lie anywhere in the residual stream.
+          if (row + kRowsAhead < block.row_count) prefetch_floats(target(row + kRowsAhead), column_count);
+          lane.kernels.elementwise->scale_add({.x = lane.scratch.block[row],
+                                               .scale = slots.weights[first_slot + row],
+                                               .y = target(row),
+                                               .n = column_count});
         }
       });
     }
-  }
+  });
 }
 
 }  // namespace cpuinfer::model

@@ -24,8 +24,8 @@ const char* phase_name(Phase phase);  // "qkv", "gate/up", ...
 struct PhaseCounters {
   int64_t busy_ns = 0;  ///< computing
   int64_t wait_ns = 0;  ///< at the barriers that end the phase
-  int64_t bytes = 0;    ///< of weights, keys and values read: each once per step, however often a cache gives them again
-  int64_t flops = 0;    ///< multiplications and additions of matrix products, without padding and masked tokens
+  int64_t bytes = 0;  ///< of weights, keys and values read: each once per step, however often a cache gives them again
+  int64_t flops = 0;  ///< multiplications and additions of matrix products, without padding and masked tokens
 
   PhaseCounters& operator+=(const PhaseCounters& other) {
     busy_ns += other.busy_ns;

@@ -125,6 +125,7 @@ void Qwen3::forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Wor
     const Rows<bf16> normed =
         rms_norm(lane, ws.residual, batch.logit_rows.data(), logit_rows, final_norm_, config_.rms_eps, ws.final_normed);
     linear(lane, normed, logit_rows, lm_head(), {}, ws.logits);
+    lane.meet();
   });
 }
 

@@ -90,6 +90,7 @@ void Workspace::lay_out(const ModelConfig& config, int worker_count, Layout& lay
       scratch.router = layout.take<float>(config.experts);
       scratch.chosen = layout.take_chosen(kFewRows, config);
       scratch.slots = layout.take_slots(kFewRows, config);
+      scratch.used_experts = layout.take<int32_t>(config.experts);
     }
   }
 }

@@ -44,21 +44,22 @@ struct PartialRows {
 
 /// What one worker needs for itself.
 struct WorkerScratch {
-  Rows<float> block;               ///< [kRowBlock, kBlockOutputs] a block of a matrix product
-  Rows<float> scores;              ///< [attention rows, kLeafTokens]
-  Rows<bf16> probs;                ///< [attention rows, kLeafTokens]
-  PartialRows leaf;                ///< [attention rows]
-  PartialRows superblock;          ///< [attention rows]
-  PartialRows total;               ///< [attention rows]
-  int32_t* row_numbers = nullptr;  ///< [attention rows]
-  Rows<bf16> queries;              ///< [kFewRows * group, head_dim padded to 32]
-  bf16* head = nullptr;            ///< [head_dim padded to 32]
-  bf16* embedding = nullptr;       ///< [hidden]
-  Rows<bf16> normed;               ///< [kFewRows, hidden padded to 32]
-  float* router = nullptr;         ///< [experts]
-  ChosenExperts chosen;            ///< of kFewRows rows
-  ExpertSlots slots;               ///< of kFewRows rows
-  StepCounters counters{};         ///< of all steps since they were last set to zero
+  Rows<float> block;                ///< [kRowBlock, kBlockOutputs] a block of a matrix product
+  Rows<float> scores;               ///< [attention rows, kLeafTokens]
+  Rows<bf16> probs;                 ///< [attention rows, kLeafTokens]
+  PartialRows leaf;                 ///< [attention rows]
+  PartialRows superblock;           ///< [attention rows]
+  PartialRows total;                ///< [attention rows]
+  int32_t* row_numbers = nullptr;   ///< [attention rows]
+  Rows<bf16> queries;               ///< [kFewRows * group, head_dim padded to 32]
+  bf16* head = nullptr;             ///< [head_dim padded to 32]
+  bf16* embedding = nullptr;        ///< [hidden]
+  Rows<bf16> normed;                ///< [kFewRows, hidden padded to 32]
+  float* router = nullptr;          ///< [experts]
+  ChosenExperts chosen;             ///< of kFewRows rows
+  ExpertSlots slots;                ///< of kFewRows rows
+  int32_t* used_experts = nullptr;  ///< [experts]
+  StepCounters counters{};          ///< of all steps since they were last set to zero
 };
 
 /// The most that one step may hold.
