@@ -98,7 +98,7 @@ void LimitSampler::forget() {
 
 MachineLimits LimitSampler::limits() const {
   return {.read_bytes_per_second = median(reads_),
-          .flops_per_second = median(peaks_),
+          .flops_per_second = std::max(median(peaks_), median(fmas_)),  // disturbances may turn them round
           .fma_flops_per_second = median(fmas_)};
 }
 

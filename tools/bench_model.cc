@@ -1,9 +1,11 @@
 // cpuinfer bench model: tokens per second of decode and prefill, beside what bounds them.
+#include <algorithm>
 #include <cmath>
 
 #include "base/format.h"
 #include "base/json.h"
 #include "bench/model.h"
+#include "bench/timing.h"
 #include "tools/commands.h"
 #include "tools/exit_codes.h"
 #include "tools/markdown_table.h"
@@ -64,6 +66,22 @@ std::vector<std::string> row_of(const Line& line, const std::string& model, int 
   return row;
 }
 
+// The middle case's limits, and how far apart those of the cases are: on a shared machine they change with time.
+std::string limits_text(const std::vector<Line>& lines, const bench::LimitSampler& sampler) {
+  std::vector<double> reads, peaks, fmas;
+  for (const Line& line : lines) {
+    if (!line.result) continue;
+    reads.push_back(line.result->limits.read_bytes_per_second);
+    peaks.push_back(line.result->limits.flops_per_second);
+    fmas.push_back(line.result->limits.fma_flops_per_second);
+  }
+  const auto [slowest, fastest] = std::ranges::minmax(reads);
+  const auto [least, most] = std::ranges::minmax(peaks);
+  const bench::MachineLimits middle = {bench::median(reads), bench::median(peaks), bench::median(fmas)};
+  return format("{}; from case to case {:.2f} to {:.2f} GB/s, {:.1f} to {:.1f} GFLOP/s",
+                describe_limits(sampler, middle), slowest * 1e-9, fastest * 1e-9, least * 1e-9, most * 1e-9);
+}
+
 std::string report_text(const std::vector<Line>& lines, const std::string& model, int layers,
                         const bench::LimitSampler& sampler, bool profile) {
   std::vector<std::vector<std::string>> rows = {{"model", "layers", "experts", "test", "tokens/s", "GB/token",
@@ -73,7 +91,7 @@ std::string report_text(const std::vector<Line>& lines, const std::string& model
   for (const Line& line : lines)
     if (line.planned->refusal)
       text += format("\n{} does not fit: {}\n", line.planned->test.name(), *line.planned->refusal);
-  text += format("\nThis machine, measured between the repeats: {}.\n", describe_limits(sampler));
+  text += format("\nThis machine, measured between the repeats: {}.\n", limits_text(lines, sampler));
   text +=
       "tokens/s: of all sequences together, median of the repeats ± half of their range. % of bound: against the\n"
       "larger of bytes / bandwidth and flops / peak, both measured between the repeats of the same case.\n";

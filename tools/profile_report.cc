@@ -77,8 +77,7 @@ Json phases_json(const run::StepProfile& profile, const bench::MachineLimits& li
   return list;
 }
 
-std::string describe_limits(const bench::LimitSampler& sampler) {
-  const bench::MachineLimits limits = sampler.limits();
+std::string describe_limits(const bench::LimitSampler& sampler, const bench::MachineLimits& limits) {
   return format("reads {:.2f} GB/s ({}), computes {:.1f} GFLOP/s ({}), fp32 FMA {:.1f} GFLOP/s; {} thread{}",
                 limits.read_bytes_per_second * 1e-9, sampler.read_name(), limits.flops_per_second * 1e-9,
                 sampler.peak_name(), limits.fma_flops_per_second * 1e-9, sampler.workers(),
@@ -88,7 +87,7 @@ std::string describe_limits(const bench::LimitSampler& sampler) {
 Result<void> print_profile(run::Engine& engine, Console& console) {
   TRY_ASSIGN(bench::LimitSampler sampler, bench::LimitSampler::create(engine, bench::SampleLength::kNormal));
   sampler.sample();
-  console.line(format("profile   this machine {}", describe_limits(sampler)));
+  console.line(format("profile   this machine {}", describe_limits(sampler, sampler.limits())));
   for (const auto& [kind, name] : {std::pair{run::StepKind::kPrefill, "prefill"}, {run::StepKind::kDecode, "decode"}}) {
     const run::StepProfile profile = engine.profile(kind);
     if (profile.steps == 0) continue;
