@@ -112,16 +112,32 @@ template <typename Rounding>
   fill_zero(args.out, args.n, args.out_count);
 }
 
+/// 16 scores of a leaf, scaled, and their place in the running maximum.
+[[gnu::always_inline]] inline __m512 max_of_scores(const SoftmaxLeaf& args, int i, __mmask16 lanes, __m512 max) {
+  const __m512 scores = _mm512_maskz_loadu_ps(lanes, args.scores + i);
+  // A NaN leaves max as it is.
+  return _mm512_mask_max_ps(max, lanes, _mm512_mul_ps(scores, _mm512_set1_ps(args.scale)), max);
+}
+
+/// 16 probabilities of a leaf: written, and added to their sum.
+template <typename Rounding>
+[[gnu::always_inline]] inline __m512 add_probs(const SoftmaxLeaf& args, int i, __mmask16 lanes, __m512 max,
+                                               __m512 sums) {
+  const __m512 scores = _mm512_maskz_loadu_ps(lanes, args.scores + i);
+  const __m512 p = exp2_lanes(_mm512_sub_ps(_mm512_mul_ps(scores, _mm512_set1_ps(args.scale)), max));
+  store_bf16<Rounding>(args.probs + i, lanes, p);
+  return _mm512_mask_add_ps(sums, lanes, sums, p);
+}
+
 template <typename Rounding>
 [[gnu::always_inline]] inline void softmax_leaf(const SoftmaxLeaf& args) {
-  const __m512 scale = _mm512_set1_ps(args.scale);
-  const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
-  __m512 max = lowest;
-  for (int i = 0; i < args.valid; i += 16) {
-    const __mmask16 lanes = lanes_left(i, args.valid);
-    const __m512 s = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, args.scores + i), scale);
-    max = _mm512_mask_max_ps(max, lanes, s, max);  // a NaN leaves max as it is
-  }
+  // Nearly all leaves are full: the loops over whole vectors have constant masks.
+  constexpr __mmask16 kAll = 0xffff;
+  const int whole = args.valid / 16 * 16;
+  const __mmask16 rest = lanes_left(whole, args.valid);
+  __m512 max = _mm512_set1_ps(-__builtin_inff());
+  for (int i = 0; i < whole; i += 16) max = max_of_scores(args, i, kAll, max);
+  if (rest != 0) max = max_of_scores(args, whole, rest, max);
   alignas(64) float lane_max[16];
   _mm512_store_ps(lane_max, max);
   float leaf_max = lane_max[0];
@@ -129,13 +145,8 @@ template <typename Rounding>
 
   const __m512 minus = _mm512_set1_ps(leaf_max);
   __m512 sums = _mm512_setzero_ps();
-  for (int i = 0; i < args.valid; i += 16) {
-    const __mmask16 lanes = lanes_left(i, args.valid);
-    const __m512 s = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, args.scores + i), scale);
-    const __m512 p = exp2_lanes(_mm512_sub_ps(s, minus));
-    sums = _mm512_mask_add_ps(sums, lanes, sums, p);
-    store_bf16<Rounding>(args.probs + i, lanes, p);
-  }
+  for (int i = 0; i < whole; i += 16) sums = add_probs<Rounding>(args, i, kAll, minus, sums);
+  if (rest != 0) sums = add_probs<Rounding>(args, whole, rest, minus, sums);
   fill_zero(args.probs, args.valid, args.probs_count);
   *args.max = leaf_max;
   *args.sum = fold16(sums);

@@ -25,6 +25,7 @@ struct DotPairs {
       const char* ahead[kUnits];
 #pragma GCC unroll 4
       for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile, tiles_ahead(kRows));
+      prefetch_rows(piece, tile);
 #pragma GCC unroll 1
       for (int line = 0; line < kTileLines; ++line) {
         __m512i v[kUnits];

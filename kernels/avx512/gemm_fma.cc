@@ -43,6 +43,7 @@ struct DpOrder : Widening {
       const char* ahead[kUnits];
 #pragma GCC unroll 4
       for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile, tiles_ahead(kRows));
+      prefetch_rows(piece, tile);
 #pragma GCC unroll 1
       for (int line = 0; line < kTileLines; ++line) {
         __m512 v[kUnits];
@@ -96,6 +97,7 @@ struct AmxOrder : Widening {
       __m512 odd[kUnits * kRows];
 #pragma GCC unroll 32
       for (int i = 0; i < kUnits * kRows; ++i) even[i] = odd[i] = _mm512_setzero_ps();
+      prefetch_rows(piece, tile);
 #pragma GCC unroll 1
       for (int line = 0; line < kTileLines; ++line) {
         __m512 v[kUnits];

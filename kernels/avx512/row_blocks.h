@@ -33,6 +33,8 @@ constexpr int tiles_ahead(int rows) { return rows <= 4 ? 1 : rows <= 6 ? 2 : 4; 
 /// Short units (keys and values) are no streams of their own, but all of them together are one.
 constexpr int64_t kShortUnitElements = (8 << 10) / 2;
 constexpr int kShortUnitTilesAhead = 16;
+/// From this many rows on a block is bound by arithmetic.
+constexpr int kManyRows = 8;
 
 /// A piece of K for units that run side by side.
 struct Piece {
@@ -40,8 +42,18 @@ struct Piece {
   int64_t unit_stride;  ///< elements between units
   const bf16* next;     ///< what the first unit will read next, for prefetching only; may lie behind the weights
   int tiles;
-  bool one_stream;  ///< the units are short neighbours: what comes next lies behind them all
+  bool one_stream;         ///< the units are short neighbours: what comes next lies behind them all
+  const char* rows_ahead;  ///< a row of a that the next block of rows will read, or nullptr
 };
+
+/// Asks for a part of the row of a that the next block needs, at each tile: rows lie apart, which hardware prefetchers
+/// do not follow, and with many rows they come from beyond L2.
+[[gnu::always_inline]] inline void prefetch_rows(const Piece& piece, int tile) {
+  if (piece.rows_ahead == nullptr) return;
+  constexpr int kLinesPerTile = 4;
+#pragma GCC unroll 4
+  for (int i = 0; i < kLinesPerTile; ++i) _mm_prefetch(piece.rows_ahead + (tile * kLinesPerTile + i) * 64, _MM_HINT_T1);
+}
 
 /// What to prefetch at tile `tile` of a unit; `ahead` is the distance in streams. Computed as an integer: it may be
 /// nowhere.
@@ -104,6 +116,13 @@ template <typename Order, int kRows>
   if (kSideBySide > 2 && rounds > 0 && units - rounds * kSideBySide == 1) --rounds;
   const int side_by_side = rounds * kSideBySide;
 
+  // One row of the next block for each product of units side by side, as long as there are such rows.
+  int next_row = row0 + kRows;
+  const auto row_ahead = [&]() -> const char* {
+    if (kRows < kManyRows || next_row >= g.m || next_row >= row0 + 2 * kRows + 1) return nullptr;
+    return reinterpret_cast<const char*>(g.a + row_of(g, next_row++) * g.a_stride);
+  };
+
   for (int k0 = 0; k0 < g.k; k0 += kRowTerms) {
     const int terms = g.k - k0 < kRowTerms ? g.k - k0 : kRowTerms;
     const bool last = k0 + terms == g.k;
@@ -116,8 +135,12 @@ template <typename Order, int kRows>
     int done = 0;
     const auto multiply = [&]<int kTogether>(int at, int spacing, const bf16* following)
                               __attribute__((always_inline)) {
-                                const Piece piece = {piece_w + at * g.w_unit_stride, spacing * g.w_unit_stride,
-                                                     following, terms / 32, short_units};
+                                const Piece piece = {.w = piece_w + at * g.w_unit_stride,
+                                                     .unit_stride = spacing * g.w_unit_stride,
+                                                     .next = following,
+                                                     .tiles = terms / 32,
+                                                     .one_stream = short_units,
+                                                     .rows_ahead = row_ahead()};
                                 const Sums sums = {.waiting = waiting + done * kRows * 16,
                                                    .first = k0 == 0,
                                                    .last = last,
