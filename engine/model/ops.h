@@ -77,13 +77,14 @@ struct AttentionWeights {
   float rms_eps;
 };
 
-/// Rows of one sequence whose queries are answered together, for one range of superblocks.
+/// Rows of one sequence whose queries of one kv head are answered together, for one range of superblocks.
 struct AttentionItem {
   int sequence = 0;
+  int kv_head = 0;
   int first_row = 0;  ///< in the batch
   int rows = 0;
   int superblock = -1;   ///< -1: all of them, in order; otherwise only this one
-  int64_t partial = -1;  ///< first row of partials for kv head 0; -1: this item is all that its rows see
+  int64_t partial = -1;  ///< first row of its partials, [rows of the item]; -1: it is all that its rows see
 };
 /// Superblocks of one item's rows to be merged.
 struct AttentionMerge {

@@ -213,8 +213,8 @@ void rope_tables(Lane& lane, const Batch& batch, Rows<float> cos, Rows<float> si
 void reserve_attention_plan(const ModelConfig& config, const StepLimits& limits, AttentionPlan& plan) {
   const int rows_per_item = std::max(1, kRowBlock / (config.heads / config.kv_heads));
   plan.merges.reserve(limits.sequences);
-  plan.items.reserve(limits.context_tokens / kSuperblockTokens + 2 * int64_t{limits.sequences} +
-                     limits.rows / rows_per_item);
+  plan.items.reserve(config.kv_heads * (limits.context_tokens / kSuperblockTokens + 2 * int64_t{limits.sequences} +
+                                        limits.rows / rows_per_item));
 }
 
 void make_attention_plan(const ModelConfig& config, const Batch& batch, AttentionPlan& plan) {
@@ -227,16 +227,27 @@ void make_attention_plan(const ModelConfig& config, const Batch& batch, Attentio
     const BatchSequence& sequence = batch.sequences[s];
     if (sequence.rows <= kFewRows) {
       const int superblocks = superblocks_for(sequence.start_position + sequence.rows);
-      if (superblocks > 1) plan.merges.push_back({sequence.first_row, sequence.rows, superblocks, partial});
-      for (int superblock = 0; superblock < superblocks; ++superblock) {
-        plan.items.push_back({s, sequence.first_row, sequence.rows, superblock, superblocks > 1 ? partial : -1});
-        if (superblocks > 1) partial += int64_t{sequence.rows} * config.heads;
+      const bool merges = superblocks > 1;
+      if (merges) plan.merges.push_back({sequence.first_row, sequence.rows, superblocks, partial});
+      // Partials are [superblock][kv head][row].
+      const int64_t rows_of_head = int64_t{sequence.rows} * (config.heads / config.kv_heads);
+      for (int kv_head = 0; kv_head < config.kv_heads; ++kv_head) {
+        for (int superblock = 0; superblock < superblocks; ++superblock) {
+          const int64_t first = partial + (int64_t{superblock} * config.kv_heads + kv_head) * rows_of_head;
+          plan.items.push_back(
+              {s, kv_head, sequence.first_row, sequence.rows, superblock, merges ? first : int64_t{-1}});
+        }
       }
+      if (merges) partial += superblocks * config.kv_heads * rows_of_head;
       continue;
     }
     plan.any_long = true;
-    for (int row = 0; row < sequence.rows; row += rows_per_item)
-      plan.items.push_back({s, sequence.first_row + row, std::min(rows_per_item, sequence.rows - row), -1, -1});
+    for (int kv_head = 0; kv_head < config.kv_heads; ++kv_head) {
+      for (int row = 0; row < sequence.rows; row += rows_per_item) {
+        plan.items.push_back(
+            {s, kv_head, sequence.first_row + row, std::min(rows_per_item, sequence.rows - row), -1, -1});
+      }
+    }
   }
 }
 
@@ -262,12 +273,11 @@ void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const 
     lane.meet();
   }
 
-  const int64_t items = static_cast<int64_t>(plan.items.size()) * config.kv_heads;
-  lane.worker.deal(lane.worker.share(items));
+  lane.worker.deal(lane.worker.share(static_cast<int64_t>(plan.items.size())));
+  const AttentionItem* before = nullptr;
   for (numa::Range piece = lane.worker.take(1, 1); piece.count() > 0; piece = lane.worker.take(1, 1)) {
-    const int64_t index = piece.begin;
-    const AttentionItem& item = plan.items[index / config.kv_heads];
-    const int kv_head = static_cast<int>(index % config.kv_heads);
+    const AttentionItem& item = plan.items[piece.begin];
+    const int kv_head = item.kv_head;
     const HeadContext head = {config, weights, workspace, kv, layer, kv_head};
     const BatchSequence& sequence = batch.sequences[item.sequence];
     const bool few = sequence.rows <= kFewRows;
@@ -277,17 +287,19 @@ void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const 
                              .group = group,
                              .queries = few ? scratch.queries : workspace.queries,
                              .row_numbers = scratch.row_numbers};
-    for (int row = 0; row < query.rows(); ++row) {
-      scratch.row_numbers[row] =
-          few ? row : (item.first_row + row / group) * config.heads + kv_head * group + row % group;
-    }
     if (few) {
+      const bool same_queries = before != nullptr && before->sequence == item.sequence && before->kv_head == kv_head;
       for (int row = 0; row < item.rows; ++row) {
-        split_queries(lane, head, item.first_row + row, scratch.queries, int64_t{row} * group);
+        if (!same_queries) split_queries(lane, head, item.first_row + row, scratch.queries, int64_t{row} * group);
         if ((query.first_position + row) / kSuperblockTokens == item.superblock)
           append_key_value(lane, head, sequence, item.first_row + row);
       }
+      for (int row = 0; row < query.rows(); ++row) scratch.row_numbers[row] = row;
+    } else {
+      for (int row = 0; row < query.rows(); ++row)
+        scratch.row_numbers[row] = (item.first_row + row / group) * config.heads + kv_head * group + row % group;
     }
+    before = &item;
 
     const int64_t tokens_seen = query.first_position + item.rows;
     const int first_superblock = std::max(item.superblock, 0);
@@ -299,7 +311,8 @@ void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const 
       const int64_t end_leaf =
           std::min(first_leaf + kLeavesPerSuperblock, ceil_div(tokens_seen, int64_t{kernels::kLeafTokens}));
       for (int64_t leaf = first_leaf; leaf < end_leaf; ++leaf) {
-        const bf16* const next = leaf + 1 < end_leaf ? kv.keys(layer, kv_head, sequence.pages[leaf + 1]) : nullptr;
+        const bool last = (leaf + 1) * kernels::kLeafTokens >= tokens_seen;
+        const bf16* const next = last ? nullptr : kv.keys(layer, kv_head, sequence.pages[leaf + 1]);
         add_leaf(lane, head, query, leaf, next);
       }
       for (int row = 0; row < query.rows(); ++row) {
@@ -313,8 +326,7 @@ void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const 
         finish(item.first_row + row / group, kv_head, row % group, total);
         continue;
       }
-      // Partials of an item are [kv head][row].
-      const kernels::AttentionPartial slot = at(partials, item.partial + int64_t{kv_head} * query.rows() + row);
+      const kernels::AttentionPartial slot = at(partials, item.partial + row);
       *slot.max = *total.max;
       *slot.sum = *total.sum;
       std::memcpy(slot.out, total.out, padded_outputs * sizeof(float));

@@ -14,7 +14,7 @@ struct DotPairs {
     for (int i = 0; i < terms; i += 32) _mm512_store_si512(out + i, _mm512_load_si512(a + i));
   }
 
-  template <int kRows, int kUnits, int kStride>
+  template <int kRows, int kUnits, int kStride, bool kOneStream>
   [[gnu::always_inline]] static inline void multiply(const uint16_t* a, const Piece& piece, const Sums& sums) {
     __m512 c[kUnits * kRows];
 #pragma GCC unroll 32
@@ -22,16 +22,14 @@ struct DotPairs {
 
     const bf16* w = piece.w;
     for (int tile = 0; tile < piece.tiles; ++tile) {
-      const char* ahead[kUnits];
-#pragma GCC unroll 4
-      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile, tiles_ahead(kRows));
+      const TilePrefetch<kRows, kUnits, kOneStream> prefetch(piece, tile);
       prefetch_rows(piece, tile);
 #pragma GCC unroll 1
       for (int line = 0; line < kTileLines; ++line) {
         __m512i v[kUnits];
 #pragma GCC unroll 4
         for (int u = 0; u < kUnits; ++u) {
-          _mm_prefetch(ahead[u] + line * 64, _MM_HINT_T1);
+          prefetch.line(u, line);
           v[u] = _mm512_load_si512(w + u * piece.unit_stride);
         }
 #pragma GCC unroll 16

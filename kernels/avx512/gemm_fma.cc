@@ -32,7 +32,7 @@ struct DpOrder : Widening {
   // One chain per output: with few rows, more units hide the latency of the additions.
   static constexpr int units(int rows) { return rows <= 3 ? 4 : 2; }
 
-  template <int kRows, int kUnits, int kStride>
+  template <int kRows, int kUnits, int kStride, bool kOneStream>
   [[gnu::always_inline]] static inline void multiply(const float* a, const Piece& piece, const Sums& sums) {
     __m512 c[kUnits * kRows];
 #pragma GCC unroll 32
@@ -40,16 +40,14 @@ struct DpOrder : Widening {
 
     const bf16* w = piece.w;
     for (int tile = 0; tile < piece.tiles; ++tile) {
-      const char* ahead[kUnits];
-#pragma GCC unroll 4
-      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile, tiles_ahead(kRows));
+      const TilePrefetch<kRows, kUnits, kOneStream> prefetch(piece, tile);
       prefetch_rows(piece, tile);
 #pragma GCC unroll 1
       for (int line = 0; line < kTileLines; ++line) {
         __m512 v[kUnits];
 #pragma GCC unroll 4
         for (int u = 0; u < kUnits; ++u) {
-          _mm_prefetch(ahead[u] + line * 64, _MM_HINT_T1);
+          prefetch.line(u, line);
           v[u] = odd_terms(w + u * piece.unit_stride);
         }
 #pragma GCC unroll 16
@@ -82,7 +80,7 @@ struct AmxOrder : Widening {
   // Two chains per output.
   static constexpr int units(int rows) { return rows <= 3 ? 4 : rows <= 7 ? 2 : 1; }
 
-  template <int kRows, int kUnits, int kStride>
+  template <int kRows, int kUnits, int kStride, bool kOneStream>
   [[gnu::always_inline]] static inline void multiply(const float* a, const Piece& piece, const Sums& sums) {
     // The two chains of a tile take all registers, so the sums stay in memory (L1) from tile to tile.
     if (sums.first) {
@@ -90,9 +88,7 @@ struct AmxOrder : Widening {
     }
     const bf16* w = piece.w;
     for (int tile = 0; tile < piece.tiles; ++tile) {
-      const char* ahead[kUnits];
-#pragma GCC unroll 4
-      for (int u = 0; u < kUnits; ++u) ahead[u] = tile_ahead(piece, u, tile, tiles_ahead(kRows));
+      const TilePrefetch<kRows, kUnits, kOneStream> prefetch(piece, tile);
       __m512 even[kUnits * kRows];
       __m512 odd[kUnits * kRows];
 #pragma GCC unroll 32
@@ -103,7 +99,7 @@ struct AmxOrder : Widening {
         __m512 v[kUnits];
 #pragma GCC unroll 4
         for (int u = 0; u < kUnits; ++u) {
-          _mm_prefetch(ahead[u] + line * 64, _MM_HINT_T1);
+          prefetch.line(u, line);
           v[u] = odd_terms(w + u * piece.unit_stride);
         }
 #pragma GCC unroll 16

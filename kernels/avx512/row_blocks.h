@@ -30,9 +30,10 @@ constexpr int64_t kGroupElements = (512 << 10) / 2;  // a quarter of L2
 /// Prefetch distance in tiles (KiB) of each stream; found by trial on Zen 4. Prefetches go to L2: further ahead than L1
 /// can hold beside the terms of a, and from there the hardware's own prefetcher takes over.
 constexpr int tiles_ahead(int rows) { return rows <= 4 ? 1 : rows <= 6 ? 2 : 4; }
-/// Short units (keys and values) are no streams of their own, but all of them together are one.
+/// Short units (keys and values) are no streams of their own, but all of them together are one: what comes next lies
+/// behind the units side by side.
 constexpr int64_t kShortUnitElements = (8 << 10) / 2;
-constexpr int kShortUnitTilesAhead = 16;
+constexpr int kOneStreamTilesAhead = 16;
 /// From this many rows on a block is bound by arithmetic.
 constexpr int kManyRows = 8;
 
@@ -42,7 +43,6 @@ struct Piece {
   int64_t unit_stride;  ///< elements between units
   const bf16* next;     ///< what the first unit will read next, for prefetching only; may lie behind the weights
   int tiles;
-  bool one_stream;         ///< the units are short neighbours: what comes next lies behind them all
   const char* rows_ahead;  ///< a row of a that the next block of rows will read, or nullptr
 };
 
@@ -55,15 +55,27 @@ struct Piece {
   for (int i = 0; i < kLinesPerTile; ++i) _mm_prefetch(piece.rows_ahead + (tile * kLinesPerTile + i) * 64, _MM_HINT_T1);
 }
 
-/// What to prefetch at tile `tile` of a unit; `ahead` is the distance in streams. Computed as an integer: it may be
-/// nowhere.
-[[gnu::always_inline]] inline const char* tile_ahead(const Piece& piece, int unit, int tile, int ahead) {
-  const int target = tile + (piece.one_stream ? kShortUnitTilesAhead : ahead);
-  const bool here = piece.one_stream || target < piece.tiles;
-  const bf16* const base = here ? piece.w : piece.next;
-  const int64_t offset = unit * piece.unit_stride + int64_t{here ? target : target - piece.tiles} * kTileElements;
-  return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(offset * 2));
-}
+/// Prefetches for one tile of kUnits units side by side. Addresses are computed as integers: they may be nowhere.
+template <int kRows, int kUnits, bool kOneStream>
+struct TilePrefetch {
+  const char* ahead[kUnits];
+
+  [[gnu::always_inline]] inline TilePrefetch(const Piece& piece, int tile) {
+    const int target = kOneStream ? tile + kOneStreamTilesAhead : tile + tiles_ahead(kRows);
+    const bool here = kOneStream || target < piece.tiles;
+    const bf16* const base = here ? piece.w : piece.next;
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnits; ++u) {
+      const int64_t elements = u * piece.unit_stride + int64_t{here ? target : target - piece.tiles} * kTileElements;
+      ahead[u] =
+          reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(elements * 2));
+    }
+  }
+  /// The line of unit `unit` that belongs to line `line` of this tile.
+  [[gnu::always_inline]] inline void line(int unit, int line) const {
+    _mm_prefetch(ahead[unit] + line * 64, _MM_HINT_T1);
+  }
+};
 
 [[gnu::always_inline]] inline int64_t row_of(const Gemm& g, int row) { return g.a_rows ? g.a_rows[row] : row; }
 
@@ -133,13 +145,12 @@ template <typename Order, int kRows>
     const bf16* const after_group = last ? next : piece_w + int64_t{terms} * 16;
     // Unit `at` and those `spacing` apart after it; `following` is what the first of these streams reads next.
     int done = 0;
-    const auto multiply = [&]<int kTogether>(int at, int spacing, const bf16* following)
+    const auto multiply = [&]<int kTogether, bool kOneStream>(int at, int spacing, const bf16* following)
                               __attribute__((always_inline)) {
                                 const Piece piece = {.w = piece_w + at * g.w_unit_stride,
                                                      .unit_stride = spacing * g.w_unit_stride,
                                                      .next = following,
                                                      .tiles = terms / 32,
-                                                     .one_stream = short_units,
                                                      .rows_ahead = row_ahead()};
                                 const Sums sums = {.waiting = waiting + done * kRows * 16,
                                                    .first = k0 == 0,
@@ -148,16 +159,19 @@ template <typename Order, int kRows>
                                                    .c = g.c + row0 * g.c_stride + (unit0 + at) * 16,
                                                    .c_stride = g.c_stride,
                                                    .c_unit_stride = int64_t{spacing} * 16};
-                                Order::template multiply<kRows, kTogether, kStride>(a, piece, sums);
+                                Order::template multiply<kRows, kTogether, kStride, kOneStream>(a, piece, sums);
                                 done += kTogether;
                               };
     const auto unit_or = [&](int unit, const bf16* behind) {
       return unit < units ? piece_w + unit * g.w_unit_stride : behind;
     };
-    for (int i = 0; i < rounds; ++i)
-      multiply.template operator()<kSideBySide>(i, rounds, unit_or(i + 1 < rounds ? i + 1 : side_by_side, after_group));
-    for (; units - done >= 2;) multiply.template operator()<2>(done, 1, unit_or(done + 2, after_group));
-    for (; done < units;) multiply.template operator()<1>(done, 1, unit_or(done + 1, after_group));
+    for (int i = 0; i < rounds; ++i) {
+      multiply.template operator()<kSideBySide, false>(i, rounds,
+                                                       unit_or(i + 1 < rounds ? i + 1 : side_by_side, after_group));
+    }
+    while (short_units && units - done >= 2) multiply.template operator()<2, true>(done, 1, nullptr);
+    while (units - done >= 2) multiply.template operator()<2, false>(done, 1, unit_or(done + 2, after_group));
+    if (done < units) multiply.template operator()<1, false>(done, 1, after_group);
   }
 }
 
