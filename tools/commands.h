@@ -15,6 +15,8 @@ Result<int> detokenize_command(const DetokenizeOptions& options);
 Result<int> score_command(const ScoreOptions& options);
 Result<int> synth_command(const SynthOptions& options);
 Result<int> bench_host_command(const BenchHostOptions& options);
+Result<int> bench_kernels_command(const BenchKernelsOptions& options);
+Result<int> bench_load_command(const BenchLoadOptions& options);
 Result<int> bench_model_command(const BenchModelOptions& options);
 
 }  // namespace cpuinfer::tools

@@ -32,6 +32,8 @@ Result<int> execute(const DetokenizeOptions& options) { return detokenize_comman
 Result<int> execute(const ScoreOptions& options) { return score_command(options); }
 Result<int> execute(const SynthOptions& options) { return synth_command(options); }
 Result<int> execute(const BenchHostOptions& options) { return bench_host_command(options); }
+Result<int> execute(const BenchKernelsOptions& options) { return bench_kernels_command(options); }
+Result<int> execute(const BenchLoadOptions& options) { return bench_load_command(options); }
 Result<int> execute(const BenchModelOptions& options) { return bench_model_command(options); }
 
 Result<int> execute_command_line(const std::vector<std::string>& arguments) {

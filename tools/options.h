@@ -111,6 +111,31 @@ struct BenchHostOptions {
   bool json = false;
 };
 
+/// `cpuinfer bench kernels`.
+struct BenchKernelsOptions {
+  ConsoleOptions console;
+  std::string shapes = "30b";  ///< models whose matrices are taken
+  std::vector<int> rows;       ///< of activations; empty: 1 to 4096
+  std::string kernel;          ///< only rows of this name; empty: all
+  int threads = 1;             ///< kernels are one thread's work
+  int nodes = 0;
+  std::string isa;     ///< cap on instruction sets; empty: none
+  bool quick = false;  ///< small and short: shows that it works, not how fast
+  bool json = false;
+};
+
+/// `cpuinfer bench load`.
+struct BenchLoadOptions {
+  ConsoleOptions console;
+  std::string model;  ///< directory or name; never empty
+  int threads = 0;
+  int nodes = 0;
+  int repeats = 3;     ///< beside the first load
+  bool warm = false;   ///< from the page cache; the disk is not measured
+  bool quick = false;  ///< short samples of the disk: shows that it works, not how fast
+  bool json = false;
+};
+
 /// `cpuinfer bench model`.
 struct BenchModelOptions {
   ConsoleOptions console;
@@ -131,8 +156,9 @@ struct ShowText {
   std::string text;
 };
 
-using CommandLine = std::variant<ShowText, RunOptions, PlanOptions, DoctorOptions, TokenizeOptions, DetokenizeOptions,
-                                 ScoreOptions, SynthOptions, BenchHostOptions, BenchModelOptions>;
+using CommandLine =
+    std::variant<ShowText, RunOptions, PlanOptions, DoctorOptions, TokenizeOptions, DetokenizeOptions, ScoreOptions,
+                 SynthOptions, BenchHostOptions, BenchKernelsOptions, BenchLoadOptions, BenchModelOptions>;
 
 /// Gives an environment variable's value, or nullopt.
 using Environment = std::function<std::optional<std::string>(const char*)>;

@@ -31,6 +31,54 @@ Result<CommandLine> parse_bench_host(const std::vector<std::string>& arguments, 
   return o;
 }
 
+Result<CommandLine> parse_bench_kernels(const std::vector<std::string>& arguments, const Environment& environment) {
+  BenchKernelsOptions o;
+  OptionTable table("cpuinfer bench kernels",
+                    "Measure every kernel that this CPU has at the matrices of published models, beside\n"
+                    "this machine's limits and oneDNN, and compare its results.");
+  table.group("Products");
+  table.value("--shapes", "MODEL", "30b (Qwen3-30B-A3B), 235b (Qwen3-235B-A22B) or all\n[30b]",
+              choice_into(o.shapes, {{"30b", std::string("30b")}, {"235b", "235b"}, {"all", "all"}}), Variable::kNo);
+  table.value("--m", "LIST", "Rows of activations, separated by commas [1,2,4 to 4k]", counts_into(o.rows, 1, 65536),
+              Variable::kNo);
+  table.value("--kernel", "NAME", "Only the rows of this name, and oneDNN", text_into(o.kernel), Variable::kNo);
+  table.group("Machine");
+  table.value("-t,--threads", "N", "Worker threads, each with its part of every product\n[1]",
+              count_into(o.threads, 1, kMaxThreads), Variable::kNo);
+  table.value("--nodes", "N", "Memory nodes to use [all]", count_into(o.nodes, 1, 1024), Variable::kNo);
+  add_isa(table, o.isa);
+  table.group("Output");
+  table.flag("--quick", "Small and short: shows that it works, not how fast", [&o] { o.quick = true; }, Variable::kNo);
+  add_json(table, o.json, "Print JSON");
+  add_console(table, o.console, environment);
+  TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
+  if (help) return ShowText{*help};
+  return o;
+}
+
+Result<CommandLine> parse_bench_load(const std::vector<std::string>& arguments, const Environment& environment) {
+  BenchLoadOptions o;
+  OptionTable table("cpuinfer bench load",
+                    "Measure how fast a checkpoint is loaded with a cold page cache, beside how fast the\n"
+                    "disk is read; both in turns. Needs memory for the weights.");
+  table.group("Model");
+  table.value("-m,--model", "NAME|DIR", "Model: a directory, or a name (see 'Models' in cpuinfer(1))",
+              text_into(o.model));
+  table.group("Machine");
+  add_workers(table, o.threads, o.nodes);
+  table.group("Measurement");
+  table.value("--repeat", "R", "Loads, beside the first into new memory [3]", count_into(o.repeats, 0, 1000),
+              Variable::kNo);
+  table.flag("--warm", "Load from the page cache instead, without the disk", [&o] { o.warm = true; }, Variable::kNo);
+  table.flag("--quick", "Short samples: shows that it works, not how fast", [&o] { o.quick = true; }, Variable::kNo);
+  add_json(table, o.json, "Print JSON");
+  add_console(table, o.console, environment);
+  TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
+  if (help) return ShowText{*help};
+  if (o.model.empty()) return table.usage("no model: give --model with a directory or a name");
+  return o;
+}
+
 constexpr int64_t kMostTokens = 1 << 27;  // of a depth or a prompt: far beyond any context
 
 Result<CommandLine> parse_bench_model(const std::vector<std::string>& arguments, const Environment& environment) {
@@ -97,6 +145,8 @@ struct BenchmarkRow {
 
 constexpr BenchmarkRow kBenchmarks[] = {
     {"host", "Read bandwidth, arithmetic peaks, barriers, disk", parse_bench_host},
+    {"kernels", "Every kernel at the matrices of models, beside oneDNN", parse_bench_kernels},
+    {"load", "Loading of a checkpoint, beside the disk", parse_bench_load},
     {"model", "Tokens per second of a model, beside what bounds it", parse_bench_model},
 };
 

@@ -3,6 +3,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "base/format.h"
 #include "base/json.h"
 #include "base/types.h"
@@ -75,4 +77,56 @@ TEST_CASE("bench host: Ctrl-C ends it and leaves no file") {
   CHECK(outcome.out.empty());
   CHECK(contains(outcome.err, "interrupted while measuring"));
   CHECK(std::filesystem::is_empty(disk));
+}
+
+TEST_CASE("bench kernels") {
+  const Outcome json = run_cpuinfer({"bench", "kernels", "--quick", "--json"});
+  REQUIRE_MESSAGE(json.exit_code == 0, json.err);
+  const auto figures = parse_json(json.out, "stdout");
+  REQUIRE_MESSAGE(figures.has_value(), json.out);
+  CHECK(figures->find("threads")->as_int() == 1);
+  const double read = figures->find("read_gb_s")->as_double();
+  CHECK(read > 0);
+  double peak = 0;
+  for (const Json& row : figures->find("peaks")->as_array()) peak = std::max(peak, row.find("gflop_s")->as_double());
+  CHECK(peak > 0);
+  bool reference = false;
+  for (const Json& row : figures->find("gemm")->as_array()) {
+    const double gb_s = row.find("gb_s")->as_double();
+    const double gflop_s = row.find("gflop_s")->as_double();
+    CHECK(row.find("checked")->as_int() > 0);
+    CHECK(gb_s > 0);
+    CHECK(row.find("read_share")->as_double() == doctest::Approx(gb_s / read));
+    CHECK(row.find("peak_share")->as_double() == doctest::Approx(gflop_s / peak));
+    // A weight of two bytes is two operations per row.
+    CHECK(gflop_s == doctest::Approx(gb_s * static_cast<double>(row.find("m")->as_int())));
+    CHECK(gb_s * row.find("us")->as_double() * 1e3 ==
+          doctest::Approx(2.0 * static_cast<double>(row.find("n")->as_int() * row.find("k")->as_int())));
+    if (row.find("kernel")->as_string() == "reference") {
+      reference = true;
+      CHECK(row.find("m")->as_int() <= 4);
+    }
+  }
+  CHECK(reference);
+  CHECK(figures->find("elementwise")->as_array().size() >= 7);
+
+  const Outcome text =
+      run_cpuinfer({"bench", "kernels", "--quick", "--kernel", "portable", "--m", "2", "--isa", "avx2", "-t", "2"});
+  REQUIRE_MESSAGE(text.exit_code == 0, text.err);
+  CHECK(contains(text.out, ": 2 threads, avx2\n"));
+  CHECK(contains(text.out, "portable (dp)"));
+  CHECK(contains(text.out, "rms_norm"));
+  CHECK_FALSE(contains(text.out, "reference (dp)"));
+  CHECK_FALSE(contains(text.out, "avx512"));
+
+  const auto fails = [](const Arguments& arguments, int code, std::string_view message) {
+    const Outcome outcome = run_cpuinfer(arguments);
+    CHECK(outcome.exit_code == code);
+    CHECK_MESSAGE(contains(outcome.err, message), outcome.err);
+    CHECK(outcome.out.empty());
+  };
+  fails({"bench", "kernels", "--quick", "--kernel", "cuda"}, 2, "unknown kernel \"cuda\": expected one of amx-tile, ");
+  fails({"bench", "kernels", "--quick", "--kernel", "avx512-dp", "--isa", "avx2"}, 78,
+        "avx512-dp (dp): needs avx512 avx512_bf16, this run may use avx2");
+  fails({"bench", "kernels", "--quick", "--isa", "reference"}, 78, "the measurements need avx2");
 }

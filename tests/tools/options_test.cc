@@ -285,6 +285,21 @@ TEST_CASE("benchmarks are commands of two words") {
   CHECK(o.quick);
   CHECK(o.json);
   CHECK(o.console.quiet);
+  const Result<CommandLine> kernels = parse({"bench", "kernels", "--shapes", "all", "--m", "1,4k", "--kernel",
+                                             "portable", "-t", "3", "--isa", "avx2", "--quick"},
+                                            {{"CPUINFER_THREADS", "7"}});
+  REQUIRE(kernels.has_value());
+  const BenchKernelsOptions& k = std::get<BenchKernelsOptions>(*kernels);
+  CHECK(k.shapes == "all");
+  CHECK(k.rows == std::vector<int>{1, 4096});
+  CHECK(k.kernel == "portable");
+  CHECK(k.threads == 3);
+  CHECK(k.isa == "avx2");
+  CHECK(k.quick);
+  CHECK_FALSE(k.json);
+  CHECK(std::get<BenchKernelsOptions>(*parse({"bench", "kernels"}, {{"CPUINFER_THREADS", "7"}})).threads == 1);
+  CHECK(contains(usage_error({"bench", "kernels", "--shapes", "7b"}), "it must be one of 30b, 235b, all"));
+  CHECK(contains(usage_error({"bench", "kernels", "--m", "0"}), "between 1 and 65536"));
   CHECK(usage_error({"bench"}).starts_with("bench needs a name: one of host"));
   CHECK(usage_error({"bench", "hots"})
             .starts_with("unknown benchmark 'hots'; did you mean 'host'?; it must be one of host"));
@@ -334,8 +349,8 @@ TEST_CASE("the manual and docs/cli.md name every command and option of the help"
   const std::string markdown = slurp("/docs/cli.md");
   std::string manual = slurp("/docs/man/cpuinfer.1");
   int options = 0;
-  for (const char* command :
-       {"", "plan", "doctor", "tokenize", "detokenize", "score", "synth", "bench host", "bench model"}) {
+  for (const char* command : {"", "plan", "doctor", "tokenize", "detokenize", "score", "synth", "bench host",
+                              "bench kernels", "bench model"}) {
     const std::string help = help_of(command);
     CHECK(contains(markdown, command));
     CHECK(contains(manual, command));
