@@ -53,6 +53,8 @@ std::string result_line(const run::Engine& engine, const run::GenerationResult& 
   json.set("prompt_tokens", result.prompt_tokens);
   json.set("answer_tokens", static_cast<int64_t>(result.answer.size()));
   json.set("decoded_tokens", result.decoded_tokens);
+  json.set("load_seconds", engine.load_statistics().seconds);
+  json.set("load_bytes", engine.load_statistics().bytes);
   json.set("prefill_seconds", result.prefill_seconds);
   json.set("decode_seconds", result.decode_seconds);
   json.set("decode_weight_bytes", engine.decode_weight_bytes());

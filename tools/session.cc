@@ -57,9 +57,20 @@ Result<void> load_engine(run::Engine& engine, const std::vector<std::string>& fa
   TRY(engine.plan().check());
   for (const std::string& line : engine.describe()) console.line(line);
   for (const std::string& line : facts) console.line(line);
-  Progress progress(console, "loading", ProgressUnit::kBytes);
-  return engine.load(
-      {.progress = [&](int64_t done, int64_t total) { progress.update(done, total); }, .cancel = &cancel_flag()});
+  {
+    Progress progress(console, "loading", ProgressUnit::kBytes);
+    TRY(engine.load(
+        {.progress = [&](int64_t done, int64_t total) { progress.update(done, total); }, .cancel = &cancel_flag()}));
+  }
+  const load::LoadStatistics& load = engine.load_statistics();
+  if (load.bytes == 0) return {};  // made, not read
+  console.line(format("loaded    {:.2f} GB in {:.2f} s, {:.2f} GB/s", static_cast<double>(load.bytes) / 1e9,
+                      load.seconds, static_cast<double>(load.bytes) / load.seconds / 1e9));
+  log_debug("loaded    reading {:.2f} s and packing {:.2f} s per thread, {:.0f} % straight from the disk, buffers {}",
+            load.read_seconds / load.workers, load.pack_seconds / load.workers,
+            100 * static_cast<double>(load.direct_bytes) / static_cast<double>(load.bytes),
+            format_bytes(load.buffer_bytes));
+  return {};
 }
 
 Result<run::SamplingParams> choose_sampling(const SamplingOptions& options, const model::GenerationDefaults& defaults) {

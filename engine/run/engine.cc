@@ -50,7 +50,10 @@ void Sequence::truncate(int64_t length) {
 Result<void> Engine::load(const load::LoadOptions& options) {
   TRY(plan_.check());
   if (checkpoint_) {
-    TRY_ASSIGN(weights_, load::load_weights(*model_, *checkpoint_, *team_, topology_, options));
+    load::LoadOptions load_options = options;
+    load_options.statistics = &load_statistics_;
+    TRY_ASSIGN(weights_, load::load_weights(*model_, *checkpoint_, *team_, topology_, load_options));
+    if (options.statistics != nullptr) *options.statistics = load_statistics_;
   } else {
     TRY_ASSIGN(weights_, load::fill_synthetic(*model_, options_.synthetic->seed, *team_, topology_, options));
   }

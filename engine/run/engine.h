@@ -142,6 +142,8 @@ class Engine {
   const load::MemoryPlan& plan() const { return plan_; }
   /// REQUIRES: the model is not synthetic.
   const checkpoint::Checkpoint& checkpoint() const;
+  /// Of load(); zeros for a synthetic model.
+  const load::LoadStatistics& load_statistics() const { return load_statistics_; }
   const model::GenerationDefaults& generation_defaults() const { return generation_defaults_; }
   const kernels::Kernels& kernels() const { return kernels_; }
   kernels::Isa isa() const { return isa_; }
@@ -220,6 +222,7 @@ class Engine {
   std::array<StepProfile, 2> profiles_;        // by StepKind
   StepKind counted_kind_ = StepKind::kDecode;  // of the steps in the workers' counters
   // Of the running step; kept for their memory.
+  load::LoadStatistics load_statistics_;
   model::Batch batch_;
   std::vector<StepLogits> step_logits_;                // [requests]
   std::vector<std::span<const float>> append_logits_;  // [rows]

@@ -55,11 +55,15 @@ TEST_CASE("the answer goes to stdout, everything else to stderr") {
   CHECK_FALSE(contains(run.out, "tokens/s"));
   for (const char* fact : {"model     tiny (Qwen3MoeForCausalLM)", "experts   2 of 8 per token",
                            "context   4096 tokens", "rope      default", "threads   ", "kernels   ", "sampling  greedy",
-                           "prefill ", "answer 12 tokens, decode ", " GB/s of weights; length\n"}) {
+                           "loaded    ", "prefill ", "answer 12 tokens, decode ", " GB/s of weights; length\n"}) {
     INFO(fact << " in " << run.err);
     CHECK(contains(run.err, fact));
   }
   CHECK_FALSE(contains(run.err, "\033"));  // no colours into a pipe
+  CHECK_FALSE(contains(run.err, "packing"));
+  const Outcome verbose = good(tiny({"--prompt", "Hello", "-n", "1", "-v"}));
+  CHECK(contains(verbose.err, " s per thread, "));
+  CHECK(contains(verbose.err, " % straight from the disk, buffers "));
 }
 
 TEST_CASE("quiet leaves stderr empty") { CHECK(good(tiny({"--prompt", "Hello", "-n", "5", "-q"})).err.empty()); }
@@ -209,6 +213,8 @@ TEST_CASE("log-probabilities are those that score finds") {
   CHECK(last.find("answer_tokens")->as_int() == 25);
   CHECK(last.find("seed")->as_string() == "1");
   CHECK(last.find("decode_weight_bytes")->as_int() > 0);
+  CHECK(last.find("load_bytes")->as_int() >= last.find("decode_weight_bytes")->as_int());
+  CHECK(last.find("load_seconds")->as_double() > 0);
   // The text is the bytes, but for bytes that are no UTF-8.
   if (!contains(last.find("text")->as_string(), "\xef\xbf\xbd")) CHECK(last.find("text")->as_string() == bytes);
 }
