@@ -197,11 +197,16 @@ Result<int> GemmBench::verify(const GemmCell& cell, const KernelShape& shape) {
   return checked;
 }
 
-Result<void> GemmBench::run_product(std::span<GemmCell> cells, const KernelShape& shape, const Watch& watch) {
+Result<void> GemmBench::run_product(std::span<GemmCell> cells, const KernelShape& shape, ReadSampler& reader,
+                                    const GemmLimits& limits, const Watch& watch) {
   std::vector<std::vector<double>> seconds(cells.size());
   std::vector<std::vector<double>> ratios(cells.size());
   std::vector<double> spent(cells.size(), 0);
+  std::vector<double> reads;
+  std::vector<double> peaks;
   for (int r = 0; r < kRounds; ++r) {
+    reads.push_back(reader.sample(limits.read, limits.seconds).all);
+    peaks.push_back(sample_peak(*team_, *limits.peak, true, limits.seconds));
     double baseline = 0;  // flops per second of oneDNN in this round
     std::vector<double> rates(cells.size(), 0);
     for (size_t i = 0; i < cells.size(); ++i) {
@@ -224,12 +229,16 @@ Result<void> GemmBench::run_product(std::span<GemmCell> cells, const KernelShape
   }
   for (size_t i = 0; i < cells.size(); ++i) {
     cells[i].seconds = median(seconds[i]);
+    cells[i].read_rate = median(reads);
+    cells[i].peak_rate = median(peaks);
     if (!ratios[i].empty()) cells[i].onednn = median(ratios[i]);
   }
   return {};
 }
 
-Result<std::vector<GemmCell>> GemmBench::run(std::span<const GemmKernel* const> kernels, const Watch& watch) {
+Result<std::vector<GemmCell>> GemmBench::run(std::span<const GemmKernel* const> kernels, const GemmLimits& limits,
+                                             const Watch& watch) {
+  ReadSampler reader(*team_, memory_);
   std::vector<GemmCell> all;
   const auto products = static_cast<double>(options_.shapes.size() * options_.rows.size());
   for (size_t s = 0; s < options_.shapes.size(); ++s) {
@@ -246,7 +255,7 @@ Result<std::vector<GemmCell>> GemmBench::run(std::span<const GemmKernel* const> 
         cell.flops = 2.0 * cell.m * static_cast<double>(matrix_elements(cell, shape));
         cells.push_back(cell);
       }
-      TRY(run_product(cells, shape, watch));
+      TRY(run_product(cells, shape, reader, limits, watch));
       all.insert(all.end(), cells.begin(), cells.end());
     }
   }

@@ -9,6 +9,7 @@
 
 #include "base/result.h"
 #include "bench/kernel_shapes.h"
+#include "bench/peaks.h"
 #include "bench/read.h"
 #include "kernels/kernels.h"
 #include "numa/memory.h"
@@ -29,6 +30,13 @@ struct GemmBenchOptions {
   int64_t weight_bytes = 512 << 20;  ///< per node; the products rotate over them, so that they come from memory
 };
 
+/// What the machine can do, to be sampled in every round of a product: on a shared machine it changes all the time.
+struct GemmLimits {
+  ReadConfig read;                           ///< the fastest way to read the weights
+  const kernels::PeakProbe* peak = nullptr;  ///< the highest peak
+  double seconds = 0.008;                    ///< of each sample
+};
+
 /// One kernel at one product.
 struct GemmCell {
   const kernels::GemmKernel* kernel = nullptr;
@@ -37,8 +45,10 @@ struct GemmCell {
   double seconds = 0;  ///< of one product by all workers: median of the rounds
   double bytes = 0;    ///< of weights
   double flops = 0;
-  double onednn = 0;  ///< how many times as fast as oneDNN at the same product in the same round; 0: no baseline
-  int checked = 0;    ///< results that were compared
+  double read_rate = 0;  ///< bytes per second that the workers read in the same rounds: median
+  double peak_rate = 0;  ///< flops per second of the highest peak in the same rounds: median
+  double onednn = 0;     ///< how many times as fast as oneDNN at the same product in the same round; 0: no baseline
+  int checked = 0;       ///< results that were compared
   double bytes_per_second() const { return bytes / seconds; }
   double flops_per_second() const { return flops / seconds; }
 };
@@ -57,11 +67,13 @@ class GemmBench {
   /// compared, for sampled rows and outputs, with the reference of its profile: bit by bit, or for Profile::kOneDnn
   /// within the bound of rounding errors k * 2^-23 * sum |a * w|.
   /// Errors: kInternal (other results, with where and what), kInterrupted.
-  Result<std::vector<GemmCell>> run(std::span<const kernels::GemmKernel* const> kernels, const Watch& watch);
+  Result<std::vector<GemmCell>> run(std::span<const kernels::GemmKernel* const> kernels, const GemmLimits& limits,
+                                    const Watch& watch = {});
 
  private:
   GemmBench(numa::Team& team, GemmBenchOptions options) : team_(&team), options_(std::move(options)) {}
-  Result<void> run_product(std::span<GemmCell> cells, const KernelShape& shape, const Watch& watch);
+  Result<void> run_product(std::span<GemmCell> cells, const KernelShape& shape, ReadSampler& reader,
+                           const GemmLimits& limits, const Watch& watch);
   double round(const GemmCell& cell, const KernelShape& shape, double seconds);
   Result<int> verify(const GemmCell& cell, const KernelShape& shape);
   kernels::Gemm product(const GemmCell& cell, const KernelShape& shape, const numa::Worker& worker, int64_t matrix);

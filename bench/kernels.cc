@@ -121,7 +121,9 @@ Result<KernelFigures> measure_kernels(numa::Team& team, const numa::Topology& to
                measure_elementwise(team, chosen.elementwise, options.quick ? 0.0005 : 0.01, part(0.03, 0.05)));
   }
   if (!chosen.gemm.empty()) {
-    TRY_ASSIGN(figures.gemm, bench.run(chosen.gemm, part(0.05, 1)));
+    const GemmLimits limits{
+        .read = sweep.winner().config, .peak = figures.highest_peak().probe, .seconds = options.quick ? 0.001 : 0.008};
+    TRY_ASSIGN(figures.gemm, bench.run(chosen.gemm, limits, part(0.05, 1)));
     const auto slow = [](const GemmKernel* row) { return is_slow_row(*row); };
     if (std::any_of(chosen.gemm.begin(), chosen.gemm.end(), slow))
       figures.left_out.push_back(
@@ -141,7 +143,8 @@ std::string kernels_text(const KernelFigures& figures) {
   for (const std::string& line : figures.left_out) text += line + "\n";
   if (!figures.gemm.empty())
     text += format(
-        "Products rotate over {} of weights per node. %: of the read bandwidth, of the highest peak.\n"
+        "Products rotate over {} of weights per node. %: of the read bandwidth and of the highest peak, sampled\nin "
+        "the same rounds.\n"
         "Every kernel's results were compared: bit by bit with its profile's reference, oneDNN within rounding.\n",
         format_bytes(figures.weight_bytes));
   size_t shape = SIZE_MAX;
@@ -152,10 +155,11 @@ std::string kernels_text(const KernelFigures& figures) {
       text += format("\n{}: {} outputs of {} terms\n{:>5}  {:<18} {:>11} {:>9} {:>6} {:>11} {:>6} {:>9}\n", s.name, s.n,
                      s.k, "M", "kernel", "us", "GB/s", "%", "GFLOP/s", "%", "x oneDNN");
     }
-    text += format("{:>5}  {:<18} {:>11.1f} {:>9.2f} {:>6.1f} {:>11.1f} {:>6.1f} {:>9}\n", cell.m,
-                   row_name(*cell.kernel), cell.seconds * 1e6, cell.bytes_per_second() / 1e9,
-                   100 * cell.bytes_per_second() / figures.read.rate.all, cell.flops_per_second() / 1e9,
-                   100 * cell.flops_per_second() / peak.all, cell.onednn > 0 ? format("{:.2f}", cell.onednn) : "-");
+    text +=
+        format("{:>5}  {:<18} {:>11.1f} {:>9.2f} {:>6.1f} {:>11.1f} {:>6.1f} {:>9}\n", cell.m, row_name(*cell.kernel),
+               cell.seconds * 1e6, cell.bytes_per_second() / 1e9, 100 * cell.bytes_per_second() / cell.read_rate,
+               cell.flops_per_second() / 1e9, 100 * cell.flops_per_second() / cell.peak_rate,
+               cell.onednn > 0 ? format("{:.2f}", cell.onednn) : "-");
   }
   if (!figures.elementwise.empty())
     text += format("\nOn one thread, in the caches, the same bits\n{:<18} {:>6}  {:<14} {:>10} {:>12}\n", "operation",
@@ -167,7 +171,6 @@ std::string kernels_text(const KernelFigures& figures) {
 }
 
 Json kernels_json(const KernelFigures& figures) {
-  const PeakFigure& highest = figures.highest_peak();
   Json json;
   json.set("cpu", figures.cpu);
   json.set("threads", figures.workers);
@@ -193,9 +196,11 @@ Json kernels_json(const KernelFigures& figures) {
     row.set("profile", kernels::profile_name(cell.kernel->profile));
     row.set("us", cell.seconds * 1e6);
     row.set("gb_s", cell.bytes_per_second() / 1e9);
-    row.set("read_share", cell.bytes_per_second() / figures.read.rate.all);
+    row.set("read_gb_s", cell.read_rate / 1e9);
+    row.set("read_share", cell.bytes_per_second() / cell.read_rate);
     row.set("gflop_s", cell.flops_per_second() / 1e9);
-    row.set("peak_share", cell.flops_per_second() / highest.all);
+    row.set("peak_gflop_s", cell.peak_rate / 1e9);
+    row.set("peak_share", cell.flops_per_second() / cell.peak_rate);
     row.set("times_onednn", cell.onednn > 0 ? Json(cell.onednn) : Json());
     row.set("checked", cell.checked);
     gemm.push_back(std::move(row));

@@ -45,7 +45,8 @@ Result<KernelFigures> measure_kernels(numa::Team& team, const numa::Topology& to
 std::string kernels_text(const KernelFigures& figures);
 
 /// {"cpu", "threads", "isa", "weight_bytes", "read_gb_s", "peaks": [{"name", "gflop_s"}],
-///  "gemm": [{"shape", "n", "k", "m", "kernel", "profile", "us", "gb_s", "read_share", "gflop_s", "peak_share",
+///  "gemm": [{"shape", "n", "k", "m", "kernel", "profile", "us", "gb_s", "read_gb_s", "read_share", "gflop_s",
+///  "peak_gflop_s", "peak_share",
 ///  "times_onednn" or null, "checked"}], "elementwise": [{"operation", "n", "kernels", "ns", "speedup"}],
 ///  "left_out": [...]}
 Json kernels_json(const KernelFigures& figures);

@@ -29,6 +29,11 @@ struct Setup {
     REQUIRE(found.has_value());
     return std::move(*found);
   }
+  GemmLimits limits() const {
+    return {.read = {&kernels::read_probes().back(), {1, 64_KiB, 0}},
+            .peak = &kernels::peak_probes().back(),
+            .seconds = 1e-4};
+  }
   numa::Topology topology;
   std::unique_ptr<numa::Team> team;
   Isa isa = kernels::detect_isa();
@@ -76,7 +81,7 @@ TEST_CASE("products of every kernel are timed and checked, however units fall on
     std::vector<const GemmKernel*> rows;
     for (const GemmKernel& row : kernels::gemm_kernels())
       if (kernels::covers(s.isa, row.needs)) rows.push_back(&row);
-    const auto cells = bench->run(rows, {});
+    const auto cells = bench->run(rows, s.limits());
     REQUIRE_MESSAGE(cells.has_value(), cells.error().message);
     const bool baseline = kernels::covers(s.isa, Isa::kAvx512);
     size_t expected = 0;
@@ -92,6 +97,8 @@ TEST_CASE("products of every kernel are timed and checked, however units fall on
       // Up to 8 rows of up to 2 units of each worker that has units: 5 in all.
       CHECK(cell.checked >= std::min(cell.m, 8) * 16 * std::min(threads, 2));
       CHECK(cell.checked % (std::min(cell.m, 8) * 16) == 0);
+      CHECK(cell.read_rate > 0);
+      CHECK(cell.peak_rate > 0);
       if (baseline) CHECK(cell.onednn > 0);
     }
   }
@@ -114,7 +121,7 @@ TEST_CASE("a wrong result is found and named") {
     INFO(std::string(fault.name));
     const GemmKernel row{fault.name, Isa::kNone, fault.profile, 1, false, fault.run};
     const GemmKernel* const rows[] = {&row};
-    const auto cells = bench->run(rows, {});
+    const auto cells = bench->run(rows, s.limits());
     REQUIRE_FALSE(cells.has_value());
     CHECK(cells.error().code == ErrorCode::kInternal);
     const std::string& message = cells.error().message;
@@ -127,7 +134,7 @@ TEST_CASE("a wrong result is found and named") {
   // Within rounding is good enough for oneDNN: the other profile's order is.
   const GemmKernel row{"rounding", Isa::kNone, Profile::kOneDnn, 1, false, row_of("reference", Profile::kAmx).run};
   const GemmKernel* const rows[] = {&row};
-  CHECK(bench->run(rows, {}).has_value());
+  CHECK(bench->run(rows, s.limits()).has_value());
 }
 
 TEST_CASE("elementwise kernels: figures, and wrong bits") {
