@@ -39,6 +39,7 @@ struct Gemm {
   float* c = nullptr;               ///< [m, c_stride] row-major; 64-byte aligned; rows may be padded
   int64_t c_stride = 0;             ///< elements between rows of c; multiple of 16
   bool accumulate = false;          ///< false: c = chain. true: c = c + chain (one addition after the chain)
+  const bf16* next_w = nullptr;  ///< weights of the product that follows, for prefetching only; nullptr: behind these
 };
 
 /// One implementation of Gemm.

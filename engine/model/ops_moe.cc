@@ -103,6 +103,9 @@ void experts_gate_up(Lane& lane, const ModelConfig& config, std::span<const Expe
 
       const PackedMatrix& matrix = experts[e].gate_up;
       const int rows = rows_of(e);
+      const int64_t following = std::min(items.begin, used_count * node_units.count() - 1);
+      const bf16* const next_w = experts[used[following / node_units.count()]].gate_up.unit(
+          worker.node, 0, node_units.begin + following % node_units.count());
       lane.count(weight_bytes(matrix, units.count()), product_flops(matrix, units, rows));
       for_each_row_block(units, rows, [&](const MatrixBlock& block) {
         const kernels::Gemm gemm = {
@@ -117,6 +120,7 @@ void experts_gate_up(Lane& lane, const ModelConfig& config, std::span<const Expe
             .c = lane.scratch.block.data,
             .c_stride = lane.scratch.block.stride,
             .accumulate = false,
+            .next_w = next_w,
         };
         lane.kernels.gemm(gemm.m).run(gemm);
         // A unit holds 8 gates and 8 ups: 8 values of the intermediate row. The last one also writes the zeros up to a
@@ -147,6 +151,10 @@ void experts_down(Lane& lane, std::span<const Expert> experts, const ExpertSlots
       const PackedMatrix& matrix = experts[e].down;
       const int rows = slots.first[e + 1] - slots.first[e];
       if (rows == 0) continue;
+      size_t following = e + 1;
+      while (following < experts.size() && slots.first[following + 1] == slots.first[following]) ++following;
+      const bf16* const next_w =
+          following < experts.size() ? experts[following].down.unit(lane.worker.node, 0, units.begin) : nullptr;
       lane.count(weight_bytes(matrix, units.count()), product_flops(matrix, units, rows));
       for_each_row_block(units, rows, [&](const MatrixBlock& block) {
         const int first_slot = slots.first[e] + block.first_row;
@@ -161,6 +169,7 @@ void experts_down(Lane& lane, std::span<const Expert> experts, const ExpertSlots
             .c = lane.scratch.block.data,
             .c_stride = lane.scratch.block.stride,
             .accumulate = false,
+            .next_w = next_w,
         };
         lane.kernels.gemm(gemm.m).run(gemm);
         const auto target = [&](int row) {

@@ -188,7 +188,9 @@ template <typename Order>
     for (int block = 0; block < blocks; ++block) {
       const int row0 = static_cast<int>(int64_t{g.m} * block / blocks);
       const int rows = static_cast<int>(int64_t{g.m} * (block + 1) / blocks) - row0;
-      const bf16* const next = g.w + (block + 1 < blocks ? unit0 : unit0 + count) * g.w_unit_stride;
+      const bool last = block + 1 == blocks && unit0 + count == units;
+      const bf16* const behind = g.w + (block + 1 < blocks ? unit0 : unit0 + count) * g.w_unit_stride;
+      const bf16* const next = last && g.next_w != nullptr ? g.next_w : behind;
       switch (rows) {
         case 1: row_block<Order, 1>(g, row0, unit0, count, next); break;
         case 2: row_block<Order, 2>(g, row0, unit0, count, next); break;
