@@ -1,6 +1,7 @@
 #include "bench/limits.h"
 
 #include <algorithm>
+#include <functional>
 #include <string_view>
 
 #include "base/check.h"
@@ -13,6 +14,7 @@ namespace {
 
 // Less than this for a worker is read too fast to be timed.
 constexpr int64_t kLeastBytes = 1_MiB;
+constexpr size_t kFinalists = 4;
 
 // The weights, cut so that each worker reads a share of what lies on its node.
 ReadMemory weight_memory(run::Engine& engine) {
@@ -61,7 +63,10 @@ Result<LimitSampler> LimitSampler::create(run::Engine& engine, SampleLength leng
   }
   TRY_ASSIGN(const ReadSweep sweep,
              sweep_read(engine.team(), {sampler.memory_.get(), 1}, isa, quick ? quick_effort() : SweepEffort{}, watch));
-  sampler.read_ = sweep.winner().config;
+  std::vector<ReadEntry> entries = sweep.entries;
+  std::ranges::sort(entries, std::greater{}, [](const ReadEntry& entry) { return entry.rate.all; });
+  entries.resize(std::min(entries.size(), quick ? size_t{1} : kFinalists));
+  for (const ReadEntry& entry : entries) sampler.finalists_.push_back({entry.config});
   sampler.reader_ = std::make_unique<ReadSampler>(engine.team(), *sampler.memory_);
 
   TRY_ASSIGN(const std::vector<PeakFigure> figures, measure_peaks(engine.team(), isa, quick ? 0.005 : 0.05, watch));
@@ -84,7 +89,16 @@ Result<LimitSampler> LimitSampler::create(run::Engine& engine, SampleLength leng
 void LimitSampler::sample() {
   const bool quick = length_ == SampleLength::kQuick;
   numa::Team& team = engine_->team();
-  reads_.push_back(reader_->sample(read_, quick ? 0.005 : 0.06).all);
+  Finalist* fastest = nullptr;
+  double best = 0;
+  for (Finalist& finalist : finalists_) {
+    const double rate = reader_->sample(finalist.config, quick ? 0.005 : 0.03).all;
+    if (fastest != nullptr && rate <= best) continue;
+    fastest = &finalist;
+    best = rate;
+  }
+  ++fastest->wins;
+  reads_.push_back(best);
   fmas_.push_back(sample_peak(team, *fma_probe_, true, quick ? 0.002 : 0.02));
   peaks_.push_back(peak_probe_ == fma_probe_ ? fmas_.back()
                                              : sample_peak(team, *peak_probe_, true, quick ? 0.002 : 0.02));
@@ -103,11 +117,12 @@ MachineLimits LimitSampler::limits() const {
 }
 
 std::string LimitSampler::read_name() const {
-  const kernels::ReadPattern& pattern = read_.pattern;
+  const ReadConfig& read = std::ranges::max_element(finalists_, {}, &Finalist::wins)->config;
+  const kernels::ReadPattern& pattern = read.pattern;
   const std::string ahead =
       pattern.prefetch_bytes == 0 ? "no prefetch" : format_bytes(pattern.prefetch_bytes) + " ahead";
   return format("{} stream{} of {}, {}, {}, from {}", pattern.streams, pattern.streams == 1 ? "" : "s",
-                format_bytes(pattern.stream_bytes), ahead, read_.probe->name,
+                format_bytes(pattern.stream_bytes), ahead, read.probe->name,
                 memory_->pages == "weights" ? "the weights" : "memory of its own");
 }
 

@@ -43,19 +43,26 @@ class LimitSampler {
   static Result<LimitSampler> create(run::Engine& engine, SampleLength length,
                                      const std::atomic<bool>* cancel = nullptr);
 
-  /// Adds one measurement of each limit to the series: about 0.1 s.
+  /// Adds one measurement of each limit to the series: about 0.2 s.
   void sample();
   /// Begins a new series.
   void forget();
   /// Medians of the series. REQUIRES: at least one sample.
   MachineLimits limits() const;
 
-  /// "8 streams of 64 KiB, 2 KiB ahead, avx512, from weights".
+  /// "8 streams of 64 KiB, 2 KiB ahead, avx512, from weights": the way to read that was the fastest most often.
   std::string read_name() const;
   const char* peak_name() const { return peak_probe_->name; }
   int workers() const { return engine_->workers(); }
 
  private:
+  /// One of the fastest ways to read: which of them is the fastest changes with what else the memory is doing, so each
+  /// sample tries them all and takes the best.
+  struct Finalist {
+    ReadConfig config;
+    int wins = 0;
+  };
+
   LimitSampler(run::Engine& engine, SampleLength length) : engine_(&engine), length_(length) {}
 
   run::Engine* engine_;
@@ -63,7 +70,7 @@ class LimitSampler {
   ReadBuffers buffers_;                 // for models that are too small
   std::unique_ptr<ReadMemory> memory_;  // at one place: the sampler holds on to it
   std::unique_ptr<ReadSampler> reader_;
-  ReadConfig read_;
+  std::vector<Finalist> finalists_;
   const kernels::PeakProbe* peak_probe_ = nullptr;
   const kernels::PeakProbe* fma_probe_ = nullptr;
   std::vector<double> reads_, peaks_, fmas_;  // the series
