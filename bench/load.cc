@@ -80,7 +80,10 @@ Result<LoadFigures> measure_load(numa::Team& team, const numa::Topology& topolog
   load::PlanRequest request;  // of the least there is beside the weights
   request.workers = team.workers();
   request.nodes = team.nodes();
-  const load::MemoryPlan plan = load::plan_memory(*model, request, topology, numa::available_memory());
+  numa::MemoryLimit available = numa::available_memory();
+  if (options.memory_limit_bytes > 0 && options.memory_limit_bytes < available.bytes)
+    available = {options.memory_limit_bytes, "--memory-limit"};
+  const load::MemoryPlan plan = load::plan_memory(*model, request, topology, available);
   TRY(plan.check("use a model with fewer layers: the weights alone must fit"));
 
   LoadFigures figures;

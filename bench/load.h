@@ -20,7 +20,8 @@ namespace cpuinfer::bench {
 
 struct LoadBenchOptions {
   std::filesystem::path model;
-  int repeats = 3;  ///< beside the first load, whose memory is new
+  int64_t memory_limit_bytes = 0;  ///< 0: what the system has
+  int repeats = 3;                 ///< beside the first load, whose memory is new
   /// Loads from the page cache instead of the disk, which is not measured then.
   bool warm = false;
   double disk_seconds = 2;  ///< of reading, each time that the disk is measured

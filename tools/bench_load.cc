@@ -16,6 +16,7 @@ Result<int> bench_load_command(const BenchLoadOptions& options) {
   Console console(options.console);
   bench::LoadBenchOptions load;
   TRY_ASSIGN(load.model, resolve_model(options.model));
+  load.memory_limit_bytes = options.memory_limit_bytes;
   load.repeats = options.repeats;
   load.warm = options.warm;
   if (options.quick) load.disk_seconds = 0.2;

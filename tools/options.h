@@ -128,6 +128,7 @@ struct BenchKernelsOptions {
 struct BenchLoadOptions {
   ConsoleOptions console;
   std::string model;  ///< directory or name; never empty
+  int64_t memory_limit_bytes = 0;
   int threads = 0;
   int nodes = 0;
   int repeats = 3;     ///< beside the first load

@@ -64,6 +64,8 @@ Result<CommandLine> parse_bench_load(const std::vector<std::string>& arguments, 
   table.group("Model");
   table.value("-m,--model", "NAME|DIR", "Model: a directory, or a name (see 'Models' in cpuinfer(1))",
               text_into(o.model));
+  table.value("--memory-limit", "SIZE", "Use at most this much memory: 512MiB, 1.5TiB",
+              size_into(o.memory_limit_bytes));
   table.group("Machine");
   add_workers(table, o.threads, o.nodes);
   table.group("Measurement");

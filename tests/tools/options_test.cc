@@ -300,6 +300,21 @@ TEST_CASE("benchmarks are commands of two words") {
   CHECK(std::get<BenchKernelsOptions>(*parse({"bench", "kernels"}, {{"CPUINFER_THREADS", "7"}})).threads == 1);
   CHECK(contains(usage_error({"bench", "kernels", "--shapes", "7b"}), "it must be one of 30b, 235b, all"));
   CHECK(contains(usage_error({"bench", "kernels", "--m", "0"}), "between 1 and 65536"));
+  const Result<CommandLine> load =
+      parse({"bench", "load", "-m", "M", "--repeat", "0", "--warm", "--memory-limit", "1G", "--nodes", "2", "--json"},
+            {{"CPUINFER_THREADS", "7"}});
+  REQUIRE(load.has_value());
+  const BenchLoadOptions& l = std::get<BenchLoadOptions>(*load);
+  CHECK(l.model == "M");
+  CHECK(l.repeats == 0);
+  CHECK(l.warm);
+  CHECK(l.memory_limit_bytes == 1_GiB);
+  CHECK(l.threads == 7);
+  CHECK(l.nodes == 2);
+  CHECK(l.json);
+  CHECK_FALSE(l.quick);
+  CHECK(contains(usage_error({"bench", "load"}), "no model: give --model with a directory or a name"));
+  CHECK(contains(usage_error({"bench", "load", "-m", "M", "--repeat", "1001"}), "between 0 and 1000"));
   CHECK(usage_error({"bench"}).starts_with("bench needs a name: one of host"));
   CHECK(usage_error({"bench", "hots"})
             .starts_with("unknown benchmark 'hots'; did you mean 'host'?; it must be one of host"));
