@@ -47,7 +47,7 @@ struct GemmKernel {
   const char* name;  ///< "avx512-fma": the name used by --gemm and in tables
   Isa needs;
   Profile profile;
-  int m_min;       ///< smallest m for which the row is chosen automatically; every m >= 1 is computed correctly
+  int m_min;       ///< smallest m for which the row is likely to be best; every m >= 1 is computed correctly
   bool automatic;  ///< false: runs only when asked for by name
   void (*run)(const Gemm&) noexcept;
 };

@@ -11,8 +11,9 @@ namespace cpuinfer::numa {
 
 /// One range of items per worker. Each worker deals itself a range when a phase begins, takes pieces from its front,
 /// and when it is empty takes pieces from the ends of its neighbours' ranges: a worker that is slow for a while
-/// (another program on its core, a farther memory) costs the others a piece, not the difference. Pieces shrink towards
-/// the end.
+/// (another program on its core, a farther memory) costs the others a piece, not the
+/// difference; unless it is late to begin, since a range that is not dealt yet cannot be taken from. Pieces shrink
+/// towards the end.
 ///
 /// Every item is taken exactly once. Phases that use this are separated by barriers; a range not dealt yet is empty.
 /// Lock-free; one word per worker on its own cache line, touched by others only when they have run out of work.

@@ -36,6 +36,8 @@ void multiply(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, c
             .c = c[block.first_row] + block.units.begin * kernels::kUnitOutputs,
             .c_stride = c.stride,
             .accumulate = accumulate || segment > 0,
+            .next_w = segment + 1 < matrix.segments() ? matrix.unit(lane.worker.node, segment + 1, block.units.begin)
+                                                      : nullptr,
         };
         lane.kernels.gemm(gemm.m).run(gemm);
       }

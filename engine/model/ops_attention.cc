@@ -110,12 +110,13 @@ void split_heads(Lane& lane, const ModelConfig& config, const Batch& batch, int 
 }
 
 // Memory that will be read soon, asked for piece by piece while something else is computed: the `index`-th of `count`
-// equal pieces of kBytes. The product before has asked for what comes first.
+// equal pieces of kBytes. Where pages follow each other the product before has asked for what comes first.
 void prefetch_piece(const bf16* next, int index, int count) {
   constexpr int kFirst = 16 * 1024, kBytes = 16 * 1024, kLineBytes = 64;
-  const char* const bytes = reinterpret_cast<const char*>(next) + kFirst;
+  // As an integer: small pages end before, and the last one has none behind it.
+  const uintptr_t bytes = reinterpret_cast<uintptr_t>(next) + kFirst;
   for (int i = index * kBytes / count; i < (index + 1) * kBytes / count; i += kLineBytes)
-    __builtin_prefetch(bytes + i, 0, 2);
+    __builtin_prefetch(reinterpret_cast<const void*>(bytes + i), 0, 2);
 }
 
 // Computes one leaf for all rows that see any of its tokens and merges it into scratch.superblock. `next_leaf` is what

@@ -20,11 +20,12 @@ enum class Phase {
 inline constexpr int kPhases = 8;
 const char* phase_name(Phase phase);  // "qkv", "gate/up", ...
 
-/// Of one phase, added up over layers and steps. One worker's, or the team's (see Engine::phases).
+/// Of one phase, added up over layers and steps. One worker's, or the team's (see Engine::profile).
 struct PhaseCounters {
   int64_t busy_ns = 0;  ///< computing
   int64_t wait_ns = 0;  ///< at the barriers that end the phase
-  int64_t bytes = 0;  ///< of weights, keys and values read: each once per step, however often a cache gives them again
+  int64_t bytes = 0;  ///< of packed weights, keys and values read (embedding rows are not counted): each once per step,
+                      ///< however often a cache gives them again
   int64_t flops = 0;  ///< multiplications and additions of matrix products, without padding and masked tokens
 
   PhaseCounters& operator+=(const PhaseCounters& other) {

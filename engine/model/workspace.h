@@ -43,7 +43,7 @@ struct PartialRows {
 };
 
 /// What one worker needs for itself.
-struct WorkerScratch {
+struct alignas(64) WorkerScratch {
   Rows<float> block;                ///< [kRowBlock, kBlockOutputs] a block of a matrix product
   Rows<float> scores;               ///< [attention rows, kLeafTokens]
   Rows<bf16> probs;                 ///< [attention rows, kLeafTokens]

@@ -200,6 +200,7 @@ Result<void> Engine::fabricate_context(Sequence& sequence, int64_t length) {
 }
 
 void Engine::set_experts(int experts) {
+  ENSURE(workspace_.has_value(), "load() comes before set_experts(): it allocates for the experts of prepare()");
   ENSURE(experts >= 1 && experts <= planned_experts_, "memory is planned for the most experts per token");
   model_->set_experts_per_token(experts);
 }

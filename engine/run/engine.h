@@ -182,7 +182,8 @@ class Engine {
   Result<void> fabricate_context(Sequence& sequence, int64_t length);
 
   /// For benchmarks: experts per token from the next step on, so that one loaded model serves several cases.
-  /// REQUIRES: a model with experts, 1 <= experts <= those of EngineOptions or config.json at prepare().
+  /// REQUIRES: load() succeeded; a model with experts, 1 <= experts <= those of EngineOptions or config.json at
+  /// prepare().
   void set_experts(int experts);
 
   /// What the steps of a kind cost since the last reset. REQUIRES: load() succeeded.
@@ -221,8 +222,8 @@ class Engine {
   std::optional<model::Workspace> workspace_;
   std::array<StepProfile, 2> profiles_;        // by StepKind
   StepKind counted_kind_ = StepKind::kDecode;  // of the steps in the workers' counters
-  // Of the running step; kept for their memory.
   load::LoadStatistics load_statistics_;
+  // Of the running step; kept for their memory.
   model::Batch batch_;
   std::vector<StepLogits> step_logits_;                // [requests]
   std::vector<std::span<const float>> append_logits_;  // [rows]

@@ -46,8 +46,9 @@ struct Piece {
   const char* rows_ahead;  ///< a row of a that the next block of rows will read, or nullptr
 };
 
-/// Asks for a part of the row of a that the next block needs, at each tile: rows lie apart, which hardware prefetchers
-/// do not follow, and with many rows they come from beyond L2.
+/// Asks for a part of a row of a that the next block needs, at each tile: rows lie apart, which hardware prefetchers do
+/// not follow, and with many rows they come from beyond L2. A product asks for 256 bytes per tile of its own piece of
+/// K: all of a row up to four pieces, and the first part of longer ones.
 [[gnu::always_inline]] inline void prefetch_rows(const Piece& piece, int tile) {
   if (piece.rows_ahead == nullptr) return;
   constexpr int kLinesPerTile = 4;
@@ -123,9 +124,10 @@ template <typename Order, int kRows>
   // Each of the streams side by side runs through `rounds` neighbouring units: long streams suit the prefetchers. A
   // unit alone has too few chains to keep the multipliers busy, so what is left over is taken in pairs; and so are
   // short units when there are rows enough, in the order of their addresses.
-  const bool short_units = kRows >= 5 && g.w_unit_stride <= kShortUnitElements;
+  constexpr bool kMayBeShort = kRows >= 5 && kSideBySide >= 2;
+  const bool short_units = kMayBeShort && g.w_unit_stride <= kShortUnitElements;
   int rounds = short_units ? 0 : units / kSideBySide;
-  if (kSideBySide > 2 && rounds > 0 && units - rounds * kSideBySide == 1) --rounds;
+  if (kSideBySide == 3 && rounds > 0 && units - rounds * kSideBySide == 1) --rounds;
   const int side_by_side = rounds * kSideBySide;
 
   // One row of the next block for each product of units side by side, as long as there are such rows.
@@ -169,7 +171,9 @@ template <typename Order, int kRows>
       multiply.template operator()<kSideBySide, false>(i, rounds,
                                                        unit_or(i + 1 < rounds ? i + 1 : side_by_side, after_group));
     }
-    while (short_units && units - done >= 2) multiply.template operator()<2, true>(done, 1, nullptr);
+    if constexpr (kMayBeShort) {
+      while (short_units && units - done >= 2) multiply.template operator()<2, true>(done, 1, nullptr);
+    }
     while (units - done >= 2) multiply.template operator()<2, false>(done, 1, unit_or(done + 2, after_group));
     if (done < units) multiply.template operator()<1, false>(done, 1, after_group);
   }

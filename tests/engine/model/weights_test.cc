@@ -112,6 +112,6 @@ TEST_CASE("a workspace is as large as it says") {
   CHECK(Workspace::bytes(config, limits, 3) > Workspace::bytes(config, limits, 2));
   // The last piece ends where the memory ends.
   const char* const begin = reinterpret_cast<const char*>(workspace->residual.data);
-  const char* const end = reinterpret_cast<const char*>(workspace->workers[1].router) + 64;
+  const char* const end = reinterpret_cast<const char*>(workspace->workers[1].used_experts) + 64;
   CHECK(end - begin == Workspace::bytes(config, limits, 2));
 }
