@@ -207,7 +207,8 @@ Result<void> GemmBench::run_product(std::span<GemmCell> cells, const KernelShape
   for (int r = 0; r < kRounds; ++r) {
     reads.push_back(reader.sample(limits.read, limits.seconds).all);
     peaks.push_back(sample_peak(*team_, *limits.peak, true, limits.seconds));
-    double baseline = 0;  // flops per second of oneDNN in this round
+    // Flops per second in this round; 0: a slow kernel has had its time before.
+    double baseline = 0;  // oneDNN's
     std::vector<double> rates(cells.size(), 0);
     for (size_t i = 0; i < cells.size(); ++i) {
       if (watch.cancelled()) return watch.check(0);
@@ -216,16 +217,17 @@ Result<void> GemmBench::run_product(std::span<GemmCell> cells, const KernelShape
       // oneDNN compiles at its first call; others touch their results' pages.
       if (r == 0 && (onednn || cell.flops < 1e9)) round(cell, shape, 0);
       if (r == 0 || spent[i] < options_.seconds) {
-        const double begin = round(cell, shape, options_.seconds / kRounds);
-        seconds[i].push_back(begin);
-        spent[i] += std::max(begin, options_.seconds / kRounds);
+        const double seconds_per_product = round(cell, shape, options_.seconds / kRounds);
+        seconds[i].push_back(seconds_per_product);
+        rates[i] = cell.flops / seconds_per_product;
+        spent[i] += std::max(seconds_per_product, options_.seconds / kRounds);
         TRY_ASSIGN(cells[i].checked, verify(cell, shape));
       }
-      rates[i] = cell.flops / seconds[i].back();
       if (onednn) baseline = rates[i];
     }
     if (baseline == 0) continue;
-    for (size_t i = 0; i < cells.size(); ++i) ratios[i].push_back(rates[i] / baseline);
+    for (size_t i = 0; i < cells.size(); ++i)
+      if (rates[i] > 0) ratios[i].push_back(rates[i] / baseline);
   }
   for (size_t i = 0; i < cells.size(); ++i) {
     cells[i].seconds = median(seconds[i]);

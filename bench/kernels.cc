@@ -66,15 +66,16 @@ Result<Chosen> choose(Isa isa, std::string_view wanted, std::vector<std::string>
   return chosen;
 }
 
-/// Four times the last-level cache, so that weights come from memory; at most a quarter of what is free.
-int64_t weights_for(const numa::Team& team, bool quick) {
-  if (quick) return 16_MiB;
+}  // namespace
+
+int64_t weight_bytes_for(const numa::Team& team, bool quick) {
+  constexpr int64_t kUnitBytes = 64_KiB;  // the least that a worker reads
+  const int64_t least = team.workers() * kUnitBytes;
+  if (quick) return std::max(16_MiB, least);
   const int64_t cache = std::max<int64_t>(sysconf(_SC_LEVEL3_CACHE_SIZE), 0);
   const int64_t room = numa::available_memory().bytes / 4 / team.nodes();
-  return round_up(std::max(std::min(std::max(512_MiB, 4 * cache), room), 128_MiB), 64_KiB);
+  return round_up(std::max({std::min(std::max(512_MiB, 4 * cache), room), 128_MiB, least}), kUnitBytes);
 }
-
-}  // namespace
 
 const PeakFigure& KernelFigures::highest_peak() const {
   return *std::max_element(peaks.begin(), peaks.end(),
@@ -108,7 +109,7 @@ Result<KernelFigures> measure_kernels(numa::Team& team, const numa::Topology& to
     std::erase_if(figures.shapes, [](const KernelShape& shape) { return int64_t{shape.n} * shape.k > 2048 * 1024; });
   }
   gemm.shapes = figures.shapes;
-  gemm.weight_bytes = figures.weight_bytes = weights_for(team, options.quick);
+  gemm.weight_bytes = figures.weight_bytes = weight_bytes_for(team, options.quick);
   TRY_ASSIGN(GemmBench bench, GemmBench::create(team, topology, std::move(gemm)));
   SweepEffort effort = {
       .coarse_seconds = 0.004, .coarse_samples = 1, .fine_seconds = 0.02, .fine_samples = 5, .quick = true};
@@ -145,7 +146,8 @@ std::string kernels_text(const KernelFigures& figures) {
     text += format(
         "Products rotate over {} of weights per node. %: of the read bandwidth and of the highest peak, sampled\nin "
         "the same rounds.\n"
-        "Every kernel's results were compared: bit by bit with its profile's reference, oneDNN within rounding.\n",
+        "Sampled outputs of every kernel were compared: bit by bit with its profile's reference, oneDNN within\n"
+        "rounding.\n",
         format_bytes(figures.weight_bytes));
   size_t shape = SIZE_MAX;
   for (const GemmCell& cell : figures.gemm) {

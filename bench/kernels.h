@@ -22,6 +22,10 @@ struct KernelBenchOptions {
   bool quick = false;          ///< small matrices, short samples: shows that it works, not how fast
 };
 
+/// Bytes of weights per node for the products to rotate over: four times the last-level cache, so that they come from
+/// memory, but at most a quarter of what is free. In any case enough for every worker to have something to read.
+int64_t weight_bytes_for(const numa::Team& team, bool quick);
+
 struct KernelFigures {
   std::string cpu;
   int workers = 0;

@@ -190,3 +190,16 @@ TEST_CASE("what cannot be measured is said") {
   REQUIRE_FALSE(none.has_value());
   CHECK(none.error().code == ErrorCode::kUnsupported);
 }
+
+TEST_CASE("every worker has weights to read, however many there are") {
+  Setup s(300);  // 16 MiB are 256 units
+  auto bench = GemmBench::create(
+      *s.team, s.topology,
+      {.shapes = {{"square", 80, 96}}, .rows = {1}, .seconds = 0.001, .weight_bytes = weight_bytes_for(*s.team, true)});
+  REQUIRE(bench.has_value());
+  for (const std::vector<ReadSpan>& spans : bench->memory().workers) {
+    int64_t bytes = 0;
+    for (const ReadSpan& span : spans) bytes += span.bytes;
+    CHECK(bytes >= 64_KiB);
+  }
+}
