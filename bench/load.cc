@@ -189,6 +189,7 @@ Json load_json(const LoadFigures& figures) {
   Json disks(Json::Array{});
   for (const DiskFigure& disk : figures.disks) disks.push_back(disk.winner().bytes_per_second / 1e9);
   json.set("disk_gb_s", std::move(disks));
+  if (!figures.disks.empty()) json.set("cache", figures.disks[0].cache);
   Json loads(Json::Array{});
   for (size_t i = 0; i < figures.loads.size(); ++i) {
     const load::LoadStatistics& load = figures.loads[i];

@@ -21,11 +21,11 @@ double seconds_of(F&& work) {
   return seconds_since(start);
 }
 
-/// The middle of the values, the lower of two. REQUIRES: not empty.
+/// The middle of the values, or the mean of the two in the middle. REQUIRES: not empty.
 inline double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>((values.size() - 1) / 2);
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());
-  return *middle;
+  return values.size() % 2 == 1 ? *middle : (*std::max_element(values.begin(), middle) + *middle) / 2;
 }
 
 /// The median of what `sample` (seconds of one unit) returns, called for about `budget_seconds`, at least three times

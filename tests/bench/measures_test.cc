@@ -15,6 +15,7 @@
 #include "bench/disk.h"
 #include "bench/peaks.h"
 #include "bench/read.h"
+#include "bench/timing.h"
 
 using namespace cpuinfer;
 using namespace cpuinfer::bench;
@@ -38,6 +39,13 @@ struct Setup {
 bool positive(double value) { return std::isfinite(value) && value > 0; }
 
 }  // namespace
+
+TEST_CASE("medians") {
+  CHECK(median({3}) == 3);
+  CHECK(median({4, 1}) == 2.5);
+  CHECK(median({5, 1, 3}) == 3);
+  CHECK(median({9, 1, 3, 4}) == 3.5);
+}
 
 TEST_CASE("a sweep names its best entry, and every entry has its figures") {
   for (const int nodes : {1, 2}) {
