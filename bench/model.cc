@@ -8,6 +8,7 @@
 #include "base/format.h"
 #include "bench/timing.h"
 #include "engine/load/synthetic.h"
+#include "kernels/kernels.h"
 
 namespace cpuinfer::bench {
 namespace {
@@ -17,6 +18,14 @@ using run::EngineOptions;
 using run::Sequence;
 
 constexpr int64_t kWarmUpSteps = 8;
+// Between two looks at `cancel`: some 0.1 s of a large model's cache.
+constexpr int64_t kFabricatedTokens = 64 * kernels::kLeafTokens;
+
+Result<void> check(const std::atomic<bool>* cancel) {
+  if (cancel != nullptr && cancel->load(std::memory_order_relaxed))
+    return fail(ErrorCode::kInterrupted, "the benchmark was interrupted");
+  return {};
+}
 
 TokenId token_at(int sequence, int64_t position, int vocab) {
   const uint64_t bits = load::random_bits(static_cast<uint64_t>(sequence), static_cast<uint64_t>(position));
@@ -107,8 +116,7 @@ Result<void> ModelBench::repeat(const ModelCase& test, std::span<Sequence> seque
   std::vector<TokenId> next(sequences.size());
   std::vector<run::StepRequest> requests(sequences.size());
   for (int64_t step = 0; step < tokens; ++step) {
-    if (cancel != nullptr && cancel->load(std::memory_order_relaxed))
-      return fail(ErrorCode::kInterrupted, "the benchmark was interrupted");
+    TRY(check(cancel));
     for (size_t s = 0; s < sequences.size(); ++s) {
       next[s] = token_at(static_cast<int>(s), test.depth + step, vocab);
       requests[s] = {&sequences[s], {&next[s], 1}, run::LogitRows::kLast};
@@ -124,7 +132,11 @@ Result<CaseResult> ModelBench::run(const ModelCase& test, LimitSampler& sampler,
   std::vector<Sequence> sequences;
   for (int i = 0; i < test.batch; ++i) {
     TRY_ASSIGN(Sequence sequence, engine_->start_sequence(test.length()));
-    TRY(engine_->fabricate_context(sequence, test.depth));
+    for (int64_t length = 0; length < test.depth;) {
+      TRY(check(cancel));
+      length = std::min(length + kFabricatedTokens, test.depth);
+      TRY(engine_->fabricate_context(sequence, length));
+    }
     sequences.push_back(std::move(sequence));
   }
   const auto rewind = [&] {

@@ -163,9 +163,10 @@ Result<int> bench_model_command(const BenchModelOptions& options) {
   TRY_ASSIGN(bench::ModelBench bench, bench::ModelBench::prepare(wanted));
   TRY(load_engine(bench.engine(), {}, console));
   TRY(check_cancel());
-  TRY_ASSIGN(bench::LimitSampler sampler,
-             bench::LimitSampler::create(bench.engine(),
-                                         options.quick ? bench::SampleLength::kQuick : bench::SampleLength::kNormal));
+  TRY_ASSIGN(
+      bench::LimitSampler sampler,
+      bench::LimitSampler::create(
+          bench.engine(), options.quick ? bench::SampleLength::kQuick : bench::SampleLength::kNormal, &cancel_flag()));
 
   double total = 0, done = 0;  // of the cost of all cases
   for (const bench::PlannedCase& planned : bench.cases())

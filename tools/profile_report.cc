@@ -4,6 +4,7 @@
 
 #include "base/format.h"
 #include "tools/markdown_table.h"
+#include "tools/signals.h"
 
 namespace cpuinfer::tools {
 namespace {
@@ -85,7 +86,8 @@ std::string describe_limits(const bench::LimitSampler& sampler, const bench::Mac
 }
 
 Result<void> print_profile(run::Engine& engine, Console& console) {
-  TRY_ASSIGN(bench::LimitSampler sampler, bench::LimitSampler::create(engine, bench::SampleLength::kNormal));
+  TRY_ASSIGN(bench::LimitSampler sampler,
+             bench::LimitSampler::create(engine, bench::SampleLength::kNormal, &cancel_flag()));
   sampler.sample();
   console.line(format("profile   this machine {}", describe_limits(sampler, sampler.limits())));
   for (const auto& [kind, name] : {std::pair{run::StepKind::kPrefill, "prefill"}, {run::StepKind::kDecode, "decode"}}) {

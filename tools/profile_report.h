@@ -23,7 +23,7 @@ Json phases_json(const run::StepProfile& profile, const bench::MachineLimits& li
 std::string describe_limits(const bench::LimitSampler& sampler, const bench::MachineLimits& limits);
 
 /// For the end of a session with --profile: measures the machine's limits and prints the tables of decode and prefill
-/// on stderr. REQUIRES: the engine is loaded.
+/// on stderr. REQUIRES: the engine is loaded. Errors: kInterrupted (cancel_flag()), kDoesNotFit.
 Result<void> print_profile(run::Engine& engine, Console& console);
 
 }  // namespace cpuinfer::tools

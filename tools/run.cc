@@ -77,7 +77,7 @@ Result<int> run_command(const RunOptions& options) {
   if (!answer_one) {
     TRY(load_engine(*engine, facts, console));
     TRY_ASSIGN(const int code, chat_session(*engine, tokenizer, std::move(request), options, console));
-    if (profile) TRY(print_profile(*engine, console));
+    if (profile && code == kExitOk) TRY(print_profile(*engine, console));
     return code;
   }
 
@@ -91,8 +91,9 @@ Result<int> run_command(const RunOptions& options) {
   TRY_ASSIGN(const run::GenerationResult result,
              show_answer(*engine, tokenizer, sequence, request, form, options.logprobs.has_value(), console));
   console.note(statistics(*engine, result));
+  if (result.finish_reason == run::FinishReason::kInterrupted) return kExitSignalBase + pending_signal();
   if (profile) TRY(print_profile(*engine, console));
-  return result.finish_reason == run::FinishReason::kInterrupted ? kExitSignalBase + pending_signal() : kExitOk;
+  return kExitOk;
 }
 
 }  // namespace cpuinfer::tools

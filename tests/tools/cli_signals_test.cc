@@ -118,6 +118,15 @@ TEST_CASE("a signal during decode leaves the answer so far, a newline and the st
   }
 }
 
+TEST_CASE("a signal during decode: --profile measures nothing then") {
+  Process process(slow({"--prompt", "Hello", "--profile"}));
+  REQUIRE(process.read_until([](const std::string& out, const auto&) { return out.size() > 10; }));
+  process.signal(SIGINT);
+  const Outcome outcome = process.finish();
+  CHECK(outcome.exit_code == 130);
+  CHECK(outcome.err.ends_with("; interrupted\n"));
+}
+
 TEST_CASE("a second Ctrl-C ends at once") {
   Process process(slow({"--chunk", "4096", "--prompt", long_text(1200)}));  // one step takes seconds
   REQUIRE(process.read_until([](const auto&, const std::string& err) { return contains(err, "sampling"); }));
