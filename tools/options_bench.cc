@@ -39,7 +39,7 @@ Result<CommandLine> parse_bench_kernels(const std::vector<std::string>& argument
   table.group("Products");
   table.value("--shapes", "MODEL", "30b (Qwen3-30B-A3B), 235b (Qwen3-235B-A22B) or all\n[30b]",
               choice_into(o.shapes, {{"30b", std::string("30b")}, {"235b", "235b"}, {"all", "all"}}), Variable::kNo);
-  table.value("--m", "LIST", "Rows of activations, separated by commas [1,2,4 to 4k]", counts_into(o.rows, 1, 65536),
+  table.value("--m", "LIST", "Rows of activations, separated by commas [1,2,4 to 4k]", counts_into(o.rows, 1, 4096),
               Variable::kNo);
   table.value("--kernel", "NAME", "Only the rows of this name, and oneDNN", text_into(o.kernel), Variable::kNo);
   table.group("Machine");
@@ -99,7 +99,7 @@ Result<CommandLine> parse_bench_model(const std::vector<std::string>& arguments,
               "Instead: random weights in memory with the sizes of a\npublished model, as 'synth'",
               text_into(o.synthetic), Variable::kNo);
   table.value("--layers", "N", "Layers of a synthetic model, instead of the published\nnumber",
-              count_into(o.layers, 1, 10000), Variable::kNo);
+              count_into(o.layers, 1, 1024), Variable::kNo);
   table.value("--seed", "N", "Of the weights of a synthetic model [0]", seed_into(o.seed), Variable::kNo);
   table.value("--memory-limit", "SIZE", "Use at most this much memory: 512MiB, 1.5TiB",
               size_into(o.engine.memory_limit_bytes));

@@ -86,7 +86,7 @@ Result<CommandLine> parse_synth(const std::vector<std::string>& arguments, const
   table.value("-o,--output", "DIR", "Directory to write; must be new or empty", text_into(o.output), Variable::kNo);
   table.value("--config", "FILE", "config.json with the sizes, instead of NAME", text_into(o.config_file),
               Variable::kNo);
-  table.value("--layers", "N", "So many layers", count_into(o.layers, 1, 10000), Variable::kNo);
+  table.value("--layers", "N", "So many layers", count_into(o.layers, 1, 1024), Variable::kNo);
   table.value("--seed", "N", "The same seed gives the same bytes [0]", seed_into(o.seed), Variable::kNo);
   table.value("--dtype", "TYPE", "bf16, f16 or f32 [bf16]",
               choice_into(o.dtype, {{"bf16", DType::kBF16}, {"f16", DType::kF16}, {"f32", DType::kF32}}),

@@ -188,7 +188,8 @@ TEST_CASE("the demo model, with phases") {
   const Outcome text = bench_model({"-m", kDemo + "/", "--quick", "--profile", "-t", "1"});
   REQUIRE_MESSAGE(text.exit_code == 0, text.err);
   CHECK(table_of(text.out)[0][0] == "demo");
-  for (const char* phase : {"| qkv ", "| attention ", "| o ", "| lm_head ", "| between phases ", "| all "})
+  for (const char* phase : {"| qkv ", "| attention ", "| o ", "| router ", "| gate/up ", "| down ", "| lm_head ",
+                            "| between phases ", "| all "})
     CHECK_MESSAGE(contains(text.out, phase), phase);
 }
 
@@ -225,6 +226,8 @@ TEST_CASE("options of bench model") {
   fails({"-m", "/does/not/exist"}, 66, "/does/not/exist");
   fails({"--synthetic", "tinny"}, 2, "unknown model 'tinny'; did you mean 'tiny'?");
   fails({"--synthetic", "tiny", "--layers", "0"}, 2, "--layers is '0'; it must be a whole number");
+  fails({"--synthetic", "tiny", "--layers", "1025"}, 2,
+        "--layers is '1025'; it must be a whole number between 1 and 1024");
   fails({"--synthetic", "tiny", "--depth", "0,,4"}, 2, "--depth is ''; it must be a whole number");
   fails({"--synthetic", "tiny", "--depth", "1,x"}, 2, "--depth is 'x'");
   fails({"--synthetic", "tiny", "--depth", "-1"}, 2, "--depth is '-1'");

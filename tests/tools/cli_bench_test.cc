@@ -1,7 +1,5 @@
 // cpuinfer bench as its users run it. Results, not speed.
 #include <doctest/doctest.h>
-#include <signal.h>
-#include <unistd.h>
 
 #include <algorithm>
 
@@ -68,14 +66,12 @@ TEST_CASE("bench host: what it cannot do") {
 TEST_CASE("bench host: Ctrl-C ends it and leaves no file") {
   const auto disk = scratch_directory() / "disk";
   std::filesystem::create_directories(disk);
-  Process process({"bench", "host", "--disk", disk.string(), "--buffer", "64M", "--progress", "plain"});
-  usleep(300'000);
-  process.signal(SIGINT);
-  const Outcome outcome = process.finish();
-  CHECK(outcome.exit_code == 130);
-  CHECK_FALSE(outcome.killed_by_signal);
-  CHECK(outcome.out.empty());
-  CHECK(contains(outcome.err, "interrupted while measuring"));
+  Terminal terminal({"bench", "host", "--disk", disk.string(), "--buffer", "64M"});
+  REQUIRE(terminal.expect(" left"));  // the bar of the progress
+  terminal.type("\x03");
+  CHECK(terminal.expect("interrupted while measuring"));
+  CHECK(terminal.finish() == 130);
+  CHECK_FALSE(contains(terminal.screen(), "read bandwidth"));
   CHECK(std::filesystem::is_empty(disk));
 }
 
@@ -125,6 +121,7 @@ TEST_CASE("bench kernels") {
     CHECK_MESSAGE(contains(outcome.err, message), outcome.err);
     CHECK(outcome.out.empty());
   };
+  fails({"bench", "kernels", "--m", "1,65536"}, 2, "--m is '65536'; it must be a whole number between 1 and 4096");
   fails({"bench", "kernels", "--quick", "--kernel", "cuda"}, 2, "unknown kernel \"cuda\": expected one of amx-tile, ");
   fails({"bench", "kernels", "--quick", "--kernel", "avx512-dp", "--isa", "avx2"}, 78,
         "avx512-dp (dp): needs avx512 avx512_bf16, this run may use avx2");

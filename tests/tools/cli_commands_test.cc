@@ -272,6 +272,7 @@ TEST_CASE("synth: what can go wrong") {
   const std::string target = (scratch_directory() / "target").string();
   CHECK(contains(error({"synth", "qwen3-30b", "-o", target}, 2),
                  "unknown model 'qwen3-30b'; did you mean 'qwen3-30b-a3b'?; known are qwen3-0.6b, "));
+  CHECK(contains(error({"synth", "tiny", "--layers", "1025", "-o", target}, 2), "a whole number between 1 and 1024"));
   CHECK(contains(error({"synth", "tiny", "-o", tiny_model()}, 2), "is not empty; nothing is overwritten"));
   CHECK(contains(error({"synth", "--config", "/nonexistent", "-o", target}, 66), "/nonexistent"));
   CHECK(contains(error({"synth", "tiny", "-o", target, "--tokenizer", "/nonexistent"}, 66), "tokenizer.json"));
