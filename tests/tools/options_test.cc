@@ -299,7 +299,7 @@ TEST_CASE("benchmarks are commands of two words") {
   CHECK_FALSE(k.json);
   CHECK(std::get<BenchKernelsOptions>(*parse({"bench", "kernels"}, {{"CPUINFER_THREADS", "7"}})).threads == 1);
   CHECK(contains(usage_error({"bench", "kernels", "--shapes", "7b"}), "it must be one of 30b, 235b, all"));
-  CHECK(contains(usage_error({"bench", "kernels", "--m", "0"}), "between 1 and 65536"));
+  CHECK(contains(usage_error({"bench", "kernels", "--m", "0"}), "between 1 and 4096"));
   const Result<CommandLine> load =
       parse({"bench", "load", "-m", "M", "--repeat", "0", "--warm", "--memory-limit", "1G", "--nodes", "2", "--json"},
             {{"CPUINFER_THREADS", "7"}});
