@@ -16,6 +16,12 @@ void team_barriers(numa::Team& team, int count) {
   });
 }
 
+void node_barriers(numa::Team& team, int count) {
+  team.run([count](numa::Worker& worker) {
+    for (int i = 0; i < count; ++i) worker.barrier_in_node();
+  });
+}
+
 struct Kind {
   const char* name;
   void (*run)(numa::Team& team, int count);
@@ -24,6 +30,7 @@ struct Kind {
 constexpr Kind kKinds[] = {
     {"empty step", empty_steps},
     {"barrier", team_barriers},
+    {"barrier in node", node_barriers},
 };
 
 }  // namespace

@@ -9,7 +9,7 @@ namespace cpuinfer::bench {
 
 /// One kind of synchronisation of all workers.
 struct BarrierFigure {
-  const char* name;        ///< "empty step", "barrier"
+  const char* name;        ///< "empty step", "barrier", "barrier in node"
   double nanoseconds = 0;  ///< of one, as worker 0 sees it: median of the samples
 };
 

@@ -46,7 +46,7 @@ void Barrier::raise(Flag& flag, uint32_t epoch) noexcept {
   flag.epoch.notify_one();
 }
 
-void Barrier::wait(int rank) noexcept {
+void Barrier::wait(int rank, Barrier* above, int rank_above) noexcept {
   Place& self = places_[static_cast<size_t>(rank)];
   const uint32_t epoch = ++self.epoch;
   const int64_t first_child = int64_t{rank} * kFanIn + 1;
@@ -55,6 +55,8 @@ void Barrier::wait(int rank) noexcept {
   if (rank != 0) {
     raise(self.arrived, epoch);
     await(self.released, epoch);
+  } else if (above != nullptr) {
+    above->wait(rank_above);
   }
   for (int64_t child = first_child; child < end_child; ++child) raise(places_[child].released, epoch);
 }

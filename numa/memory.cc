@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/types.h"
 #include "numa/memory_limit.h"
+#include "numa/shard.h"
 
 namespace cpuinfer::numa {
 namespace {
@@ -54,6 +55,14 @@ bool prefer_node(void* data, int64_t bytes, int id) {
   return mbind(data, static_cast<unsigned long>(bytes), MPOL_PREFERRED, nodes.data(), nodes.size() * kBits + 1, 0) == 0;
 }
 
+Result<void> bind_to_node(void* data, int64_t bytes, int node, const Topology& topology) {
+  if (!topology.is_this_machine() || topology.nodes().size() == 1) return {};
+  const int id = topology.home(node).id;
+  if (!prefer_node(data, bytes, id))
+    log_warn("memory could not be bound to NUMA node {} ({}); it will be slower", id, std::strerror(errno));
+  return {};
+}
+
 }  // namespace
 
 Result<NodeBuffer> NodeBuffer::allocate(int64_t bytes, int node, const Topology& topology, Pages pages) {
@@ -88,12 +97,41 @@ Result<NodeBuffer> NodeBuffer::allocate(int64_t bytes, int node, const Topology&
   // Refused where the kernel has no huge pages, which costs speed and nothing else; `doctor` reports it.
   if (length >= kHugePage)
     madvise(data, static_cast<size_t>(length), pages == Pages::kHuge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-  if (topology.is_this_machine() && topology.nodes().size() > 1) {
-    const int id = topology.home(node).id;
-    if (!prefer_node(data, length, id))
-      log_warn("memory could not be bound to NUMA node {} ({}); it will be slower", id, std::strerror(errno));
+  TRY(bind_to_node(data, length, node, topology));
+  return buffer;
+}
+
+std::vector<int64_t> spread_bytes(int64_t bytes, int nodes) {
+  // Slices of whole huge pages where that leaves no node far from its part, else of small ones.
+  const int64_t page = bytes >= 16 * kHugePage * nodes ? kHugePage : 4_KiB;
+  const int64_t pages = ceil_div(bytes, page);
+  std::vector<int64_t> slices;
+  for (int node = 0; node < nodes; ++node) {
+    const Range part = split(pages, nodes, node);
+    slices.push_back(std::min(part.end * page, bytes) - std::min(part.begin * page, bytes));
+  }
+  return slices;
+}
+
+Result<NodeBuffer> NodeBuffer::allocate_spread(int64_t bytes, int nodes, const Topology& topology) {
+  TRY_ASSIGN(NodeBuffer buffer, allocate(bytes, 0, topology));
+  buffer.nodes_ = nodes;
+  for (const NodeSlice& slice : buffer.slices()) {
+    if (slice.node != 0)
+      TRY(bind_to_node(buffer.data_ + (slice.data - buffer.data_), slice.bytes, slice.node, topology));
   }
   return buffer;
+}
+
+std::vector<NodeSlice> NodeBuffer::slices() const {
+  std::vector<NodeSlice> slices;
+  const std::byte* next = data_;
+  const std::vector<int64_t> sizes = spread_bytes(size_, nodes_);
+  for (int i = 0; i < nodes_; ++i) {
+    if (sizes[i] > 0) slices.push_back({next, sizes[i], node_ + i});
+    next += sizes[i];
+  }
+  return slices;
 }
 
 int64_t NodeBuffer::huge_page_bytes() const {

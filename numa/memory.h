@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "base/result.h"
 #include "numa/topology.h"
@@ -15,6 +16,16 @@ enum class Pages {
   kHuge,   ///< transparent huge pages where the kernel allows them
   kSmall,  ///< pages of 4 KiB, to measure what the others gain
 };
+
+/// Part of a buffer and the node that its pages are asked for on.
+struct NodeSlice {
+  const std::byte* data = nullptr;
+  int64_t bytes = 0;
+  int node = 0;
+};
+
+/// How allocate_spread cuts `bytes` bytes: on each node. Pure.
+std::vector<int64_t> spread_bytes(int64_t bytes, int nodes);
 
 /// Move-only bytes that belong to one node: page-aligned (2 MiB-aligned from 2 MiB on), zero-filled. Pages are taken at
 /// the first write. When the machine has more than one node the kernel is told to take them from that node; it takes
@@ -29,14 +40,20 @@ class NodeBuffer {
   /// Errors: kUsage (negative), kDoesNotFit (the system has no such memory; the message has the numbers).
   static Result<NodeBuffer> allocate(int64_t bytes, int node, const Topology& topology, Pages pages = Pages::kHuge);
 
+  /// `bytes` zeros in one piece that lies on nodes 0 .. nodes-1 in slices of about equal size, whole pages each: for
+  /// what all workers use. Errors: as allocate().
+  static Result<NodeBuffer> allocate_spread(int64_t bytes, int nodes, const Topology& topology);
+
   NodeBuffer(NodeBuffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)),
         size_(std::exchange(other.size_, 0)),
-        node_(std::exchange(other.node_, 0)) {}
+        node_(std::exchange(other.node_, 0)),
+        nodes_(std::exchange(other.nodes_, 1)) {}
   NodeBuffer& operator=(NodeBuffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     std::swap(node_, other.node_);
+    std::swap(nodes_, other.nodes_);
     return *this;
   }
   NodeBuffer(const NodeBuffer&) = delete;
@@ -47,8 +64,10 @@ class NodeBuffer {
   const std::byte* data() const { return data_; }
   /// The bytes asked for.
   int64_t size() const { return size_; }
-  /// The node asked for.
+  /// The node asked for; of a spread buffer the first.
   int node() const { return node_; }
+  /// Which part lies where: one slice, or those of a spread buffer.
+  std::vector<NodeSlice> slices() const;
   /// How much of it lies in huge pages now; -1 if the kernel does not say. Reads /proc/self/smaps: takes a while.
   int64_t huge_page_bytes() const;
 
@@ -66,6 +85,7 @@ class NodeBuffer {
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
   int node_ = 0;
+  int nodes_ = 1;  // that it is spread over, from node_ on
 };
 
 }  // namespace cpuinfer::numa

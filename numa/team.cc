@@ -196,13 +196,22 @@ Result<std::unique_ptr<Team>> Team::create(const Topology& topology, int threads
 Team::Team(std::vector<Place> places, int nodes, bool oversubscribed)
     : places_(std::move(places)),
       nodes_(nodes),
-      barrier_(
-          std::make_unique<Barrier>(static_cast<int>(places_.size()), oversubscribed ? kSpinsOversubscribed : kSpins)),
+      barrier_(std::make_unique<Barrier>(nodes, oversubscribed ? kSpinsOversubscribed : kSpins)),
       ranges_(std::make_unique<WorkRanges>(static_cast<int>(places_.size()))) {
   for (Place& place : places_) {
+    if (place.worker.rank_in_node == 0)
+      node_barriers_.push_back(
+          std::make_unique<Barrier>(place.worker.count_in_node, oversubscribed ? kSpinsOversubscribed : kSpins));
     place.worker.team_barrier = barrier_.get();
+    place.worker.node_barrier = node_barriers_.back().get();
     place.worker.ranges = ranges_.get();
   }
+}
+
+std::vector<int> Team::worker_nodes() const {
+  std::vector<int> nodes;
+  for (const Place& place : places_) nodes.push_back(place.worker.node);
+  return nodes;
 }
 
 void Team::run_erased(Work work, const void* callable) {

@@ -24,9 +24,13 @@ struct Worker {
 
   /// Returns when all workers of the team have called it: a phase boundary. What was written before is visible after.
   /// Every worker must make the same number of calls.
-  void barrier() noexcept { team_barrier->wait(rank); }
+  void barrier() noexcept { node_barrier->wait(rank_in_node, team_barrier, node); }
+  /// The same for the workers of this worker's node only; nothing crosses to another node.
+  void barrier_in_node() noexcept { node_barrier->wait(rank_in_node); }
   /// This worker's part of `items`, by the one rule of shard.h.
   Range share(int64_t items) const { return split(items, count, rank); }
+  /// Its part when the workers of its node do all `items` among themselves.
+  Range share_in_node(int64_t items) const { return split(items, count_in_node, rank_in_node); }
 
   /// Begins a phase whose items move between the workers of a node (WorkRanges): this worker's part at first.
   void deal(Range items) noexcept { ranges->deal(rank, items); }
@@ -36,7 +40,8 @@ struct Worker {
     return ranges->take(rank, rank - rank_in_node, count_in_node, least, most);
   }
 
-  Barrier* team_barrier = nullptr;
+  Barrier* team_barrier = nullptr;  ///< of the nodes
+  Barrier* node_barrier = nullptr;  ///< of the workers of this one
   WorkRanges* ranges = nullptr;
 };
 
@@ -56,6 +61,8 @@ class Team {
 
   int workers() const { return static_cast<int>(places_.size()); }
   int nodes() const { return nodes_; }
+  /// [workers] the node of each.
+  std::vector<int> worker_nodes() const;
   /// Workers that were found where they were pinned. Less than workers() if the system refused, 0 on a synthetic
   /// topology.
   int pinned() const { return pinned_; }
@@ -88,7 +95,8 @@ class Team {
   std::vector<Place> places_;
   int nodes_ = 1;
   int pinned_ = 0;
-  std::unique_ptr<Barrier> barrier_;
+  std::unique_ptr<Barrier> barrier_;  // a rank per node
+  std::vector<std::unique_ptr<Barrier>> node_barriers_;
   std::unique_ptr<WorkRanges> ranges_;
 };
 

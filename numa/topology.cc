@@ -8,6 +8,7 @@
 #include <sstream>
 #include <string_view>
 
+#include "base/check.h"
 #include "base/format.h"
 
 #ifndef CPUINFER_TEAM_THREADS
@@ -202,6 +203,13 @@ Result<Topology> Topology::synthetic(std::string_view description) {
     return fail(ErrorCode::kUsage,
                 format("\"{}\" describes no machine; expected something like \"numa:2 core:8 pu:2\"", description));
   return TopologyReader::read(raw, false);
+}
+
+Topology Topology::with_memory(std::span<const int64_t> node_bytes) const {
+  ENSURE(node_bytes.size() == nodes_.size(), "every node has a size");
+  Topology other = *this;
+  for (size_t n = 0; n < nodes_.size(); ++n) other.nodes_[n].memory_bytes = other.nodes_[n].free_bytes = node_bytes[n];
+  return other;
 }
 
 int Topology::cores() const {

@@ -39,6 +39,9 @@ class Topology {
   /// for plans and tests. Threads are not pinned and memory is not bound with it. Errors: kUsage.
   static Result<Topology> synthetic(std::string_view description);
 
+  /// The same machine whose nodes have so many bytes installed and free: for plans. REQUIRES: a number for each node.
+  Topology with_memory(std::span<const int64_t> node_bytes) const;
+
   std::span<const Node> nodes() const { return nodes_; }
   /// Physical cores of all nodes.
   int cores() const;

@@ -2,7 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <chrono>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -73,6 +75,37 @@ TEST_CASE("what was written before the barrier is read after it, with more threa
 TEST_CASE("every way of waiting works: without spins most waits yield or sleep") {
   CHECK(meet(3, kRounds, 0).wrong_reads == 0);
   CHECK(meet(21, kRounds, 0).wrong_reads == 0);
+}
+
+TEST_CASE("barriers of nodes below one of the machine: all meet, and a node can meet alone") {
+  // 3 nodes of 1, 4 and 6 workers. A round of the machine is followed by one of the node; what a node's workers count
+  // between is read by that node only.
+  const std::vector<int> sizes = {1, 4, 6};
+  Barrier machine(static_cast<int>(sizes.size()), 10);
+  std::vector<std::unique_ptr<Barrier>> nodes;
+  for (const int size : sizes) nodes.push_back(std::make_unique<Barrier>(size, 10));
+  constexpr int kTimes = 2000;
+  std::vector<Slot> everyone(11), in_node(11);
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int node = 0, first = 0; node < 3; first += sizes[node++]) {
+    for (int rank = 0; rank < sizes[node]; ++rank) {
+      threads.emplace_back([&, node, rank, first, size = sizes[node]] {
+        const int self = first + rank;
+        for (int round = 1; round <= kTimes; ++round) {
+          everyone[self].value = round;
+          nodes[node]->wait(rank, &machine, node);
+          for (const Slot& slot : everyone) wrong += slot.value != round;
+          in_node[self].value = round;
+          nodes[node]->wait(rank);
+          for (int other = first; other < first + size; ++other) wrong += in_node[other].value != round;
+          nodes[node]->wait(rank, &machine, node);
+        }
+      });
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(wrong == 0);
 }
 
 TEST_CASE("late workers find the others asleep and wake them") {
