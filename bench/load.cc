@@ -75,16 +75,15 @@ Result<LoadFigures> measure_load(numa::Team& team, const numa::Topology& topolog
                                  const LoadBenchWatch& watch) {
   TRY_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(options.model));
   TRY_ASSIGN(const model::ModelConfig config, model::parse_model_config(checkpoint.config()));
-  TRY_ASSIGN(const std::unique_ptr<model::Model> model, model::create_model(config, team.nodes()));
-  TRY(load::check_tensors(*model, checkpoint));
-  load::PlanRequest request;  // of the least there is beside the weights
-  request.workers = team.workers();
-  request.nodes = team.nodes();
   numa::MemoryLimit available = numa::available_memory();
   if (options.memory_limit_bytes > 0 && options.memory_limit_bytes < available.bytes)
     available = {options.memory_limit_bytes, "--memory-limit"};
-  const load::MemoryPlan plan = load::plan_memory(*model, request, topology, available);
-  TRY(plan.check("use a model with fewer layers: the weights alone must fit"));
+  load::PlanRequest request;  // of the least there is beside the weights
+  request.worker_nodes = team.worker_nodes();
+  TRY_ASSIGN(const load::PlannedModel planned, load::plan_model(config, request, topology, available));
+  model::Model* const model = planned.model.get();
+  TRY(load::check_tensors(*model, checkpoint));
+  TRY(planned.plan.check("use a model with fewer layers: the weights alone must fit"));
 
   LoadFigures figures;
   figures.model = options.model.string();

@@ -46,7 +46,9 @@ class Loading {
   int64_t done_bytes() const { return done_bytes_.load(std::memory_order_relaxed); }
   // One worker, between blocks.
   void report() const {
-    if (options_.progress) options_.progress(done_bytes(), checkpoint_.total_bytes());
+    // Every node reads what it has a copy of.
+    const int64_t total = checkpoint_.total_bytes();
+    if (options_.progress) options_.progress(std::min(done_bytes(), total), total);
   }
 
   const Checkpoint& checkpoint() const { return checkpoint_; }
@@ -143,14 +145,15 @@ Result<void> append_row(Loading& loading, const TensorRef& tensor, int64_t first
 }
 
 Result<void> load_vector(Loading& loading, const WeightSpec& spec) {
-  spec.vector->clear();
+  std::vector<float> values;
   const auto tensor = [&](int index) -> const TensorRef& {
     return *loading.checkpoint().find(spec.tensors[index].name);
   };
-  if (spec.outputs.empty())
-    return append_row(loading, tensor(0), 0, static_cast<int>(spec.tensors[0].shape[0]), *spec.vector);
-  for (const RowRun& run : spec.outputs)
-    TRY(append_row(loading, tensor(run.tensor), run.first, run.count, *spec.vector));
+  if (spec.outputs.empty()) TRY(append_row(loading, tensor(0), 0, static_cast<int>(spec.tensors[0].shape[0]), values));
+  for (const RowRun& run : spec.outputs) TRY(append_row(loading, tensor(run.tensor), run.first, run.count, values));
+  ENSURE(static_cast<int>(values.size()) == spec.vector->size(), "a vector has the elements of its tensors");
+  for (int node = 0; node < spec.vector->nodes(); ++node)
+    std::copy(values.begin(), values.end(), spec.vector->on(node).begin());
   return {};
 }
 
@@ -213,22 +216,24 @@ Result<void> check_tensors(model::Model& model, const Checkpoint& checkpoint) {
 }
 
 Result<WeightMemory> allocate_weights(model::Model& model, int nodes, const numa::Topology& topology) {
-  std::vector<PackedMatrix*> matrices;
-  model.visit_weights([&](const WeightSpec& spec) {
-    if (spec.matrix != nullptr) matrices.push_back(spec.matrix);
-  });
   // One buffer per node, handed out in the order of use.
   constexpr int64_t kAlignment = 64;
+  const auto bytes_on = [](const WeightSpec& spec, int node) {
+    return round_up(spec.matrix != nullptr ? spec.matrix->shard_bytes(node) : spec.vector->bytes(), kAlignment);
+  };
   WeightMemory memory;
   for (int node = 0; node < nodes; ++node) {
     int64_t bytes = 0;
-    for (const PackedMatrix* matrix : matrices) bytes += round_up(matrix->shard_bytes(node), kAlignment);
+    model.visit_weights([&](const WeightSpec& spec) { bytes += bytes_on(spec, node); });
     TRY_ASSIGN(numa::NodeBuffer buffer, numa::NodeBuffer::allocate(bytes, node, topology));
     std::byte* next = buffer.data();
-    for (PackedMatrix* matrix : matrices) {
-      matrix->place(node, reinterpret_cast<bf16*>(next));
-      next += round_up(matrix->shard_bytes(node), kAlignment);
-    }
+    model.visit_weights([&](const WeightSpec& spec) {
+      if (spec.matrix != nullptr)
+        spec.matrix->place(node, reinterpret_cast<bf16*>(next));
+      else
+        spec.vector->place(node, reinterpret_cast<float*>(next));
+      next += bytes_on(spec, node);
+    });
     memory.push_back(std::move(buffer));
   }
   return memory;

@@ -51,8 +51,8 @@ struct LoadOptions {
 inline constexpr int64_t kBlockBytes = 2_MiB;
 inline constexpr int64_t kBlocksBytes = 128_MiB;
 
-/// Allocates the weights of a model on its nodes, zero-filled, and places all matrices there: for read_weights and for
-/// weights that are made in memory. Errors: kDoesNotFit.
+/// Allocates the weights of a model on its nodes, zero-filled, and places all matrices and vectors there: for
+/// read_weights and for weights that are made in memory. Errors: kDoesNotFit.
 Result<WeightMemory> allocate_weights(model::Model& model, int nodes, const numa::Topology& topology);
 
 /// Fills weights that have their memory: the workers of a node read that node's units in blocks of megabytes, in the

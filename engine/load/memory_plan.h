@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,11 +18,15 @@ namespace cpuinfer::load {
 /// What is to be held.
 struct PlanRequest {
   model::StepLimits limits;
-  int kv_pages = 0;           ///< of all sequences together
-  int sequences = 1;          ///< that share them; advice names a context for each
-  int64_t context_limit = 0;  ///< the most tokens that advice may name
-  int workers = 1;
-  int nodes = 1;
+  int kv_pages = 0;                    ///< of all sequences together
+  int sequences = 1;                   ///< that share them; advice names a context for each
+  int64_t context_limit = 0;           ///< the most tokens that advice may name
+  std::vector<int> worker_nodes = {};  ///< [workers] the node of each; every node has one
+  bool whole_experts = false;          ///< model::Placement::expert_nodes instead of slices of every expert
+  /// [layers][experts] how often each expert is chosen, to balance whole experts by; empty: all alike.
+  std::vector<std::vector<double>> expert_usage = {};
+
+  int nodes() const;
 };
 
 /// One purpose: bytes on each node.
@@ -39,6 +44,7 @@ struct MemoryPlan {
   int64_t kv_bytes_per_token = 0;
   int64_t context_tokens = 0;          ///< that the KV cache holds, all sequences together
   int64_t largest_context = 0;         ///< the longest context that would fit, at most the request's limit; 0: none
+  std::string remedy;                  ///< what would make it fit, if not a shorter context; empty: nothing known
   std::vector<std::string> shortages;  ///< one sentence for each limit that is exceeded; empty: it fits
 
   bool fits() const { return shortages.empty(); }
@@ -47,15 +53,28 @@ struct MemoryPlan {
   /// The table for people, and its sentences. No trailing newline.
   std::string table() const;
   Json json() const;
-  /// Nothing if it fits; otherwise kDoesNotFit with the table and what to do: `advice`, or the context that would fit.
+  /// Nothing if it fits; otherwise kDoesNotFit with the table and what to do: `advice`, or what would fit.
   Result<void> check(std::string_view advice = {}) const;
 };
 
 /// Memory kept free for the tokenizer, thread stacks, page tables of huge mappings and the system.
 inline constexpr int64_t kReserveBytes = 256_MiB;
 
-/// Pure: asks the model for its list of weights and reads nothing.
-MemoryPlan plan_memory(model::Model& model, const PlanRequest& request, const numa::Topology& topology,
-                       const numa::MemoryLimit& available);
+/// Pure: asks the model for its list of weights and reads nothing. `placement` is what the model was made with.
+MemoryPlan plan_memory(model::Model& model, const model::Placement& placement, const PlanRequest& request,
+                       const numa::Topology& topology, const numa::MemoryLimit& available);
+
+/// A model without memory, and where it will go.
+struct PlannedModel {
+  model::Placement placement;
+  std::unique_ptr<model::Model> model;
+  MemoryPlan plan;
+};
+
+/// Chooses a placement and plans with it. What is sliced is dealt in proportion to the workers of the nodes, so that
+/// all are done at the same time; a node that has not the memory for its slices gets what fits, and the others the
+/// rest. Pure. Errors: of create_model; a plan that does not fit is none.
+Result<PlannedModel> plan_model(const model::ModelConfig& config, const PlanRequest& request,
+                                const numa::Topology& topology, const numa::MemoryLimit& available);
 
 }  // namespace cpuinfer::load

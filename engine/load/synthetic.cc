@@ -53,11 +53,9 @@ void fill_unit(const MatrixTarget& target, int node, int64_t unit) {
 }
 
 void fill_vector(const WeightSpec& spec) {
-  int64_t size = 0;
-  for (const RowRun& run : spec.outputs) size += run.count;
-  if (spec.outputs.empty()) size = spec.tensors[0].shape[0];
   const bool norm = spec.tensors[0].name.ends_with("norm.weight");
-  spec.vector->assign(static_cast<size_t>(size), norm ? 1.0f : 0.0f);
+  for (int node = 0; node < spec.vector->nodes(); ++node)
+    for (float& value : spec.vector->on(node)) value = norm ? 1.0f : 0.0f;
 }
 
 }  // namespace
@@ -82,6 +80,7 @@ int exponent_for_terms(int64_t terms) {
 
 Result<WeightMemory> fill_synthetic(model::Model& model, uint64_t seed, numa::Team& team,
                                     const numa::Topology& topology, const LoadOptions& options) {
+  TRY_ASSIGN(WeightMemory memory, allocate_weights(model, team.nodes(), topology));
   std::vector<MatrixTarget> targets;
   int64_t total_bytes = 0;
   model.visit_weights([&](const WeightSpec& spec) {
@@ -91,8 +90,6 @@ Result<WeightMemory> fill_synthetic(model::Model& model, uint64_t seed, numa::Te
                        embedding ? 0 : exponent_for_terms(spec.matrix->terms())});
     for (int node = 0; node < team.nodes(); ++node) total_bytes += spec.matrix->shard_bytes(node);
   });
-
-  TRY_ASSIGN(WeightMemory memory, allocate_weights(model, team.nodes(), topology));
 
   std::atomic<int64_t> done_bytes = 0;
   std::atomic<bool> stopped = false;

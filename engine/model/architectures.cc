@@ -15,10 +15,10 @@ constexpr Architecture kArchitectures[] = {
 
 std::span<const Architecture> architectures() { return kArchitectures; }
 
-Result<std::unique_ptr<Model>> create_model(const ModelConfig& config, int nodes) {
+Result<std::unique_ptr<Model>> create_model(const ModelConfig& config, const Placement& placement) {
   std::string known;
   for (const Architecture& row : architectures()) {
-    if (config.architecture == row.hf_name) return row.create(config, nodes);
+    if (config.architecture == row.hf_name) return row.create(config, placement);
     known += format("{}{}", known.empty() ? "" : ", ", row.hf_name);
   }
   return fail(ErrorCode::kUnsupported,

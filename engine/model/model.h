@@ -9,6 +9,7 @@
 #include "engine/model/config.h"
 #include "engine/model/kv_cache.h"
 #include "engine/model/ops.h"
+#include "engine/model/placement.h"
 #include "engine/model/weights.h"
 #include "engine/model/workspace.h"
 #include "kernels/registry.h"
@@ -50,12 +51,11 @@ class Model {
 /// One row per model family.
 struct Architecture {
   const char* hf_name;  ///< "Qwen3MoeForCausalLM": architectures[0] of config.json
-  /// nodes: how many memory nodes the weights will be split over.
-  std::unique_ptr<Model> (*create)(const ModelConfig& config, int nodes);
+  std::unique_ptr<Model> (*create)(const ModelConfig& config, const Placement& placement);
 };
 std::span<const Architecture> architectures();
 
 /// The model of config.architecture. kUnsupported with the list of names if there is none.
-Result<std::unique_ptr<Model>> create_model(const ModelConfig& config, int nodes);
+Result<std::unique_ptr<Model>> create_model(const ModelConfig& config, const Placement& placement);
 
 }  // namespace cpuinfer::model

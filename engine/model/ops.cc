@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 
 #include "engine/model/matrix_blocks.h"
 #include "kernels/pack.h"
@@ -10,7 +11,7 @@ namespace cpuinfer::model {
 namespace {
 
 // y[begin..end) += bias, clipped to the outputs that exist.
-void add_bias(float* y, const std::vector<float>& bias, int64_t begin, int64_t end) {
+void add_bias(float* y, std::span<const float> bias, int64_t begin, int64_t end) {
   end = std::min(end, static_cast<int64_t>(bias.size()));
   for (int64_t i = begin; i < end; ++i) y[i] += bias[i];
 }
@@ -20,7 +21,7 @@ int64_t now_ns() {
       .count();
 }
 
-void multiply(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, const std::vector<float>& bias,
+void multiply(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, const ReplicatedVector& bias,
               Rows<float> c, bool accumulate) {
   for_each_piece(lane, worker_units(lane, matrix), units_per_block(matrix), [&](numa::Range units) {
     for_each_row_block(units, count, [&](const MatrixBlock& block) {
@@ -43,7 +44,8 @@ void multiply(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, c
       }
       if (bias.empty()) return;
       for (int row = block.first_row; row < block.first_row + block.row_count; ++row)
-        add_bias(c[row], bias, block.units.begin * kernels::kUnitOutputs, block.units.end * kernels::kUnitOutputs);
+        add_bias(c[row], bias.on(lane.worker.node), block.units.begin * kernels::kUnitOutputs,
+                 block.units.end * kernels::kUnitOutputs);
     });
     lane.count(weight_bytes(matrix, units.count()), product_flops(matrix, units, count));
   });
@@ -51,8 +53,12 @@ void multiply(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, c
 
 }  // namespace
 
-Lane::Lane(numa::Worker& a_worker, const kernels::Kernels& a_kernels, WorkerScratch& a_scratch)
-    : worker(a_worker), kernels(a_kernels), scratch(a_scratch), since_ns_(now_ns()) {}
+Lane::Lane(numa::Worker& a_worker, const kernels::Kernels& a_kernels, Workspace& workspace)
+    : worker(a_worker),
+      kernels(a_kernels),
+      node(workspace.nodes[a_worker.node]),
+      scratch(workspace.workers[a_worker.rank]),
+      since_ns_(now_ns()) {}
 
 Lane::~Lane() { begin(phase_); }
 
@@ -63,12 +69,21 @@ void Lane::begin(Phase phase) {
   phase_ = phase;
 }
 
-void Lane::meet() {
+template <typename Wait>
+void Lane::wait(Wait&& wait) {
   begin(phase_);
-  worker.barrier();
+  wait();
   const int64_t now = now_ns();
   scratch.counters[static_cast<int>(phase_)].wait_ns += now - since_ns_;
   since_ns_ = now;
+}
+
+void Lane::meet() {
+  wait([&] { worker.barrier(); });
+}
+
+void Lane::meet_in_node() {
+  wait([&] { worker.barrier_in_node(); });
 }
 
 void Lane::count(int64_t bytes, int64_t flops) {
@@ -89,13 +104,13 @@ void embed(Lane& lane, std::span<const TokenId> tokens, const PackedMatrix& embe
   }
 }
 
-Rows<bf16> rms_norm(Lane& lane, Rows<float> x, const int* pick, int count, const std::vector<float>& weight, float eps,
+Rows<bf16> rms_norm(Lane& lane, Rows<float> x, const int* pick, int count, const ReplicatedVector& weight, float eps,
                     Rows<bf16> out) {
-  const int width = static_cast<int>(weight.size());
+  const int width = weight.size();
   const auto norm = [&](numa::Range rows, Rows<bf16> to) {
     for (int64_t t = rows.begin; t < rows.end; ++t) {
       lane.kernels.elementwise->rms_norm({.x = x[pick == nullptr ? t : pick[t]],
-                                          .weight = weight.data(),
+                                          .weight = weight.on(lane.worker.node).data(),
                                           .n = width,
                                           .eps = eps,
                                           .out = to[t],
@@ -106,17 +121,25 @@ Rows<bf16> rms_norm(Lane& lane, Rows<float> x, const int* pick, int count, const
     norm({0, count}, lane.scratch.normed);
     return lane.scratch.normed;
   }
-  norm(lane.worker.share(count), out);
-  lane.meet();
+  norm(lane.worker.share_in_node(count), out);
+  lane.meet_in_node();
   return out;
 }
 
-void linear(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, const std::vector<float>& bias,
+Rows<bf16> fetch(Lane& lane, Rows<bf16> rows, int64_t count, bool few, Rows<bf16> own) {
+  if (few || lane.worker.nodes == 1) return rows;
+  const numa::Range share = lane.worker.share_in_node(count);
+  std::memcpy(own[share.begin], rows[share.begin], static_cast<size_t>(share.count() * rows.stride) * sizeof(bf16));
+  lane.meet_in_node();
+  return own;
+}
+
+void linear(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, const ReplicatedVector& bias,
             Rows<float> c) {
   multiply(lane, a, count, matrix, bias, c, false);
 }
 
-void linear_add(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, const std::vector<float>& bias,
+void linear_add(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, const ReplicatedVector& bias,
                 Rows<float> residual) {
   multiply(lane, a, count, matrix, bias, residual, true);
 }

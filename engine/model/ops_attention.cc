@@ -55,10 +55,10 @@ struct HeadContext {
   }
 };
 
-void norm_rope(Lane& lane, const HeadContext& head, int64_t row, const float* x, const std::vector<float>& weight,
+void norm_rope(Lane& lane, const HeadContext& head, int64_t row, const float* x, const ReplicatedVector& weight,
                bf16* out) {
   lane.kernels.elementwise->norm_rope({.x = x,
-                                       .weight = weight.data(),
+                                       .weight = weight.on(lane.worker.node).data(),
                                        .cos = head.workspace.cos[row],
                                        .sin = head.workspace.sin[row],
                                        .n = head.config.head_dim,
@@ -89,16 +89,33 @@ void append_key_value(Lane& lane, const HeadContext& head, const BatchSequence& 
   kernels::store_value(head.kv.values(head.layer, head.kv_head, page), slot, buffer, padded);
 }
 
+// Who does what is to be done for every kv head: the workers of its node if it has one, else all.
+struct HeadShare {
+  numa::Range heads;
+  bool in_node;
+
+  HeadShare(const Lane& lane, const KvStripes& stripes)
+      : heads(stripes.stripes() == 1 ? stripes.heads_of(lane.worker.node) : numa::Range{0, stripes.kv_heads()}),
+        in_node(stripes.stripes() == 1) {}
+  // This worker's part of `items` that are to be done for the heads.
+  numa::Range of(const Lane& lane, int64_t items) const {
+    return in_node ? lane.worker.share_in_node(items) : lane.worker.share(items);
+  }
+  void meet(Lane& lane) const { in_node ? lane.meet_in_node() : lane.meet(); }
+};
+
 // Heads of the sequences with more than kFewRows rows: queries to workspace.queries, keys and values to the cache.
 void split_heads(Lane& lane, const ModelConfig& config, const Batch& batch, int layer, const AttentionWeights& weights,
                  KvCache& kv, const Workspace& workspace) {
   // Item = (kv head, row), kv head outermost, so that few pages are written by two workers.
-  const numa::Range share = lane.worker.share(int64_t{config.kv_heads} * batch.rows());
+  const HeadShare head_share(lane, kv.stripes());
+  const numa::Range share = head_share.of(lane, head_share.heads.count() * batch.rows());
   for (const BatchSequence& sequence : batch.sequences) {
     if (sequence.rows <= kFewRows) continue;
-    for (int kv_head = 0; kv_head < config.kv_heads; ++kv_head) {
+    for (int64_t h = 0; h < head_share.heads.count(); ++h) {
+      const int kv_head = static_cast<int>(head_share.heads.begin + h);
       const HeadContext head = {config, weights, workspace, kv, layer, kv_head};
-      const int64_t base = int64_t{kv_head} * batch.rows();
+      const int64_t base = h * batch.rows();
       const int64_t begin = std::max<int64_t>(share.begin - base, sequence.first_row);
       const int64_t end = std::min<int64_t>(share.end - base, sequence.first_row + sequence.rows);
       for (int64_t row = begin; row < end; ++row) {
@@ -211,45 +228,54 @@ void rope_tables(Lane& lane, const Batch& batch, Rows<float> cos, Rows<float> si
   }
 }
 
-void reserve_attention_plan(const ModelConfig& config, const StepLimits& limits, AttentionPlan& plan) {
+void reserve_attention_plan(const ModelConfig& config, const StepLimits& limits, int nodes, AttentionPlan& plan) {
   const int rows_per_item = std::max(1, kRowBlock / (config.heads / config.kv_heads));
   plan.merges.reserve(limits.sequences);
   plan.items.reserve(config.kv_heads * (limits.context_tokens / kSuperblockTokens + 2 * int64_t{limits.sequences} +
                                         limits.rows / rows_per_item));
+  plan.first_item.reserve(nodes + 1);
 }
 
-void make_attention_plan(const ModelConfig& config, const Batch& batch, AttentionPlan& plan) {
+void make_attention_plan(const ModelConfig& config, const Batch& batch, const KvCache& kv, AttentionPlan& plan) {
   plan.items.clear();
+  plan.first_item.clear();
   plan.merges.clear();
   plan.any_long = false;
   const int rows_per_item = std::max(1, kRowBlock / (config.heads / config.kv_heads));
-  int64_t partial = 0;
-  for (int s = 0; s < static_cast<int>(batch.sequences.size()); ++s) {
-    const BatchSequence& sequence = batch.sequences[s];
-    if (sequence.rows <= kFewRows) {
-      const int superblocks = superblocks_for(sequence.start_position + sequence.rows);
-      const bool merges = superblocks > 1;
-      if (merges) plan.merges.push_back({sequence.first_row, sequence.rows, superblocks, partial});
-      // Partials are [superblock][kv head][row].
-      const int64_t rows_of_head = int64_t{sequence.rows} * (config.heads / config.kv_heads);
-      for (int kv_head = 0; kv_head < config.kv_heads; ++kv_head) {
-        for (int superblock = 0; superblock < superblocks; ++superblock) {
-          const int64_t first = partial + (int64_t{superblock} * config.kv_heads + kv_head) * rows_of_head;
-          plan.items.push_back(
-              {s, kv_head, sequence.first_row, sequence.rows, superblock, merges ? first : int64_t{-1}});
+  for (int node = 0; node < kv.stripes().nodes(); ++node) {
+    plan.first_item.push_back(static_cast<int64_t>(plan.items.size()));
+    int64_t partial = 0;
+    for (int s = 0; s < static_cast<int>(batch.sequences.size()); ++s) {
+      const BatchSequence& sequence = batch.sequences[s];
+      if (sequence.rows <= kFewRows) {
+        const int superblocks = superblocks_for(sequence.start_position + sequence.rows);
+        const bool merges = superblocks > 1;
+        if (merges && node == 0) plan.merges.push_back({sequence.first_row, sequence.rows, superblocks, partial});
+        // Partials are [superblock][kv head][row].
+        const int64_t rows_of_head = int64_t{sequence.rows} * (config.heads / config.kv_heads);
+        for (int kv_head = 0; kv_head < config.kv_heads; ++kv_head) {
+          for (int superblock = 0; superblock < superblocks; ++superblock) {
+            if (kv.node_of(kv_head, sequence.pages[superblock * kLeavesPerSuperblock]) != node) continue;
+            const int64_t first = partial + (int64_t{superblock} * config.kv_heads + kv_head) * rows_of_head;
+            plan.items.push_back(
+                {s, kv_head, sequence.first_row, sequence.rows, superblock, merges ? first : int64_t{-1}});
+          }
         }
+        if (merges) partial += superblocks * config.kv_heads * rows_of_head;
+        continue;
       }
-      if (merges) partial += superblocks * config.kv_heads * rows_of_head;
-      continue;
-    }
-    plan.any_long = true;
-    for (int kv_head = 0; kv_head < config.kv_heads; ++kv_head) {
-      for (int row = 0; row < sequence.rows; row += rows_per_item) {
-        plan.items.push_back(
-            {s, kv_head, sequence.first_row + row, std::min(rows_per_item, sequence.rows - row), -1, -1});
+      plan.any_long = true;
+      for (int kv_head = 0; kv_head < config.kv_heads; ++kv_head) {
+        for (int row = 0; row < sequence.rows; row += rows_per_item) {
+          // An item reads all superblocks: of a head on several nodes, each of them takes some items.
+          if (kv.stripes().node(kv_head, row / rows_per_item % kv.stripes().stripes()) != node) continue;
+          plan.items.push_back(
+              {s, kv_head, sequence.first_row + row, std::min(rows_per_item, sequence.rows - row), -1, -1});
+        }
       }
     }
   }
+  plan.first_item.push_back(static_cast<int64_t>(plan.items.size()));
 }
 
 void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const AttentionPlan& plan, int layer,
@@ -269,12 +295,15 @@ void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const 
          .out = workspace.attention[row] + int64_t{kv_head} * segment + int64_t{g} * head_dim});
   };
 
+  const HeadShare head_share(lane, kv.stripes());
   if (plan.any_long) {
     split_heads(lane, config, batch, layer, weights, kv, workspace);
-    lane.meet();
+    head_share.meet(lane);
   }
 
-  lane.worker.deal(lane.worker.share(static_cast<int64_t>(plan.items.size())));
+  const int64_t first_item = plan.first_item[lane.worker.node];
+  const numa::Range share = lane.worker.share_in_node(plan.first_item[lane.worker.node + 1] - first_item);
+  lane.worker.deal({first_item + share.begin, first_item + share.end});
   const AttentionItem* before = nullptr;
   for (numa::Range piece = lane.worker.take(1, 1); piece.count() > 0; piece = lane.worker.take(1, 1)) {
     const AttentionItem& item = plan.items[piece.begin];
@@ -334,12 +363,13 @@ void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const 
     }
   }
   if (plan.merges.empty()) return;
-  lane.meet();
+  head_share.meet(lane);
 
   for (const AttentionMerge& merge : plan.merges) {
     const int64_t rows = int64_t{merge.rows} * config.heads;  // partials of one superblock
-    const numa::Range share = lane.worker.share(rows);
-    for (int64_t r = share.begin; r < share.end; ++r) {
+    const int64_t first_row = head_share.heads.begin * merge.rows * group;
+    const numa::Range own = head_share.of(lane, head_share.heads.count() * merge.rows * group);
+    for (int64_t r = first_row + own.begin; r < first_row + own.end; ++r) {
       const kernels::AttentionPartial total = at(partials, merge.partial + r);
       for (int superblock = 1; superblock < merge.superblocks; ++superblock) {
         lane.kernels.elementwise->merge_partial(

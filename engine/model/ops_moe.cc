@@ -1,5 +1,5 @@
-// Mixture of experts: every expert's outputs are spread over all nodes and workers, so that all of them read at once,
-// each from its own memory. With whole experts on nodes, a token would wait for the node that holds most of its
+// Mixture of experts. Sliced: every expert's outputs are spread over all nodes and workers, so that all of them read at
+// once, each from its own memory. With whole experts on nodes, a token waits for the node that holds most of its
 // experts: of 8 experts on 2 nodes that is 5.06 on average, so that 79 % of the bandwidth is used.
 #include <algorithm>
 
@@ -39,10 +39,10 @@ void prefetch_floats(const float* data, int count) {
 
 }  // namespace
 
-ExpertSlots route(Lane& lane, const ModelConfig& config, int count, Workspace& workspace) {
+ExpertSlots route(Lane& lane, const ModelConfig& config, int count) {
   const auto choose = [&](numa::Range rows, const ChosenExperts& chosen) {
     for (int64_t t = rows.begin; t < rows.end; ++t) {
-      kernels::route({.logits = workspace.router_logits[t],
+      kernels::route({.logits = lane.node.router_logits[t],
                       .experts = config.experts,
                       .chosen = config.experts_per_token,
                       .normalize = config.norm_topk_prob,
@@ -56,24 +56,27 @@ ExpertSlots route(Lane& lane, const ModelConfig& config, int count, Workspace& w
     sort_by_expert(config, count, lane.scratch.chosen, lane.scratch.slots);
     return lane.scratch.slots;
   }
-  choose(lane.worker.share(count), workspace.chosen);
-  lane.meet();
-  if (lane.worker.rank == 0) sort_by_expert(config, count, workspace.chosen, workspace.slots);
-  lane.meet();
-  return workspace.slots;
+  choose(lane.worker.share_in_node(count), lane.node.chosen);
+  lane.meet_in_node();
+  if (lane.worker.rank_in_node == 0) sort_by_expert(config, count, lane.node.chosen, lane.node.slots);
+  lane.meet_in_node();
+  return lane.node.slots;
 }
 
 void experts_gate_up(Lane& lane, const ModelConfig& config, std::span<const Expert> experts, const ExpertSlots& slots,
                      Rows<bf16> normed, Rows<bf16> intermediate) {
-  // The units of all experts in use, one after the other, are one list that is cut into parts of equal cost.
+  // The units of all experts in use that this node holds, one after the other, are one list that is cut into parts of
+  // equal cost. All of these experts have the same units here.
   const numa::Worker& worker = lane.worker;
-  const numa::Range node_units = experts[0].gate_up.shard(worker.node).units;
+  numa::Range node_units;
   const auto rows_of = [&](int e) { return slots.first[e + 1] - slots.first[e]; };
   int32_t* const used = lane.scratch.used_experts;
   int used_count = 0;
   int64_t total_cost = 0;
   for (int e = 0; e < static_cast<int>(experts.size()); ++e) {
-    if (rows_of(e) == 0) continue;
+    const numa::Range units = experts[e].gate_up.shard(worker.node).units;
+    if (rows_of(e) == 0 || units.count() == 0) continue;
+    node_units = units;
     used[used_count++] = e;
     total_cost += node_units.count() * unit_cost(rows_of(e));
   }
@@ -140,52 +143,108 @@ void experts_gate_up(Lane& lane, const ModelConfig& config, std::span<const Expe
   });
 }
 
-void experts_down(Lane& lane, std::span<const Expert> experts, const ExpertSlots& slots, Rows<bf16> intermediate,
-                  Rows<float> residual) {
-  // A piece is some outputs of all experts, so one worker adds to these columns of the residual, in ascending order of
-  // experts: no partial sums are stored and no worker waits for another.
-  const PackedMatrix& any = experts[0].down;
-  for_each_piece(lane, worker_units(lane, any), units_per_block(any), [&](numa::Range units) {
-    const int column_count = static_cast<int>(units.count()) * kernels::kUnitOutputs;
-    for (size_t e = 0; e < experts.size(); ++e) {
-      const PackedMatrix& matrix = experts[e].down;
-      const int rows = slots.first[e + 1] - slots.first[e];
-      if (rows == 0) continue;
-      size_t following = e + 1;
-      while (following < experts.size() && slots.first[following + 1] == slots.first[following]) ++following;
-      const bf16* const next_w =
-          following < experts.size() ? experts[following].down.unit(lane.worker.node, 0, units.begin) : nullptr;
-      lane.count(weight_bytes(matrix, units.count()), product_flops(matrix, units, rows));
-      for_each_row_block(units, rows, [&](const MatrixBlock& block) {
-        const int first_slot = slots.first[e] + block.first_row;
-        const kernels::Gemm gemm = {
+namespace {
+
+// Calls body(gemm, first slot) for the products of one expert's slots with some units of its down matrix, in blocks of
+// rows; body says where gemm.c is. next_w: what is read afterwards.
+template <typename Body>
+void for_each_down_product(Lane& lane, const PackedMatrix& matrix, const ExpertSlots& slots, size_t e,
+                           numa::Range units, Rows<bf16> intermediate, const bf16* next_w, Body&& body) {
+  const int rows = slots.first[e + 1] - slots.first[e];
+  lane.count(weight_bytes(matrix, units.count()), product_flops(matrix, units, rows));
+  for_each_row_block(units, rows, [&](const MatrixBlock& block) {
+    const int first_slot = slots.first[e] + block.first_row;
+    body(
+        kernels::Gemm{
             .m = block.row_count,
-            .n = column_count,
+            .n = static_cast<int>(units.count()) * kernels::kUnitOutputs,
             .k = matrix.segment_stride(),
             .a = intermediate[first_slot],
             .a_stride = intermediate.stride,
             .w = matrix.unit(lane.worker.node, 0, units.begin),
             .w_unit_stride = matrix.unit_elements(),
-            .c = lane.scratch.block.data,
-            .c_stride = lane.scratch.block.stride,
             .accumulate = false,
             .next_w = next_w,
-        };
-        lane.kernels.gemm(gemm.m).run(gemm);
-        const auto target = [&](int row) {
-          return residual[slots.rows[first_slot + row]] + units.begin * kernels::kUnitOutputs;
-        };
-        for (int row = 0; row < block.row_count; ++row) {
-          // The rows of an expert lie anywhere in the residual stream.
-          if (row + kRowsAhead < block.row_count) prefetch_floats(target(row + kRowsAhead), column_count);
-          lane.kernels.elementwise->scale_add({.x = lane.scratch.block[row],
-                                               .scale = slots.weights[first_slot + row],
-                                               .y = target(row),
-                                               .n = column_count});
-        }
-      });
+        },
+        first_slot);
+  });
+}
+
+// residual row of each of `rows` slots += weight * product, columns first, first + 1, ...
+void add_products(Lane& lane, const ExpertSlots& slots, int first_slot, int rows, Rows<float> products,
+                  Rows<float> residual, int64_t first, int columns) {
+  const auto target = [&](int row) { return residual[slots.rows[first_slot + row]] + first; };
+  for (int row = 0; row < rows; ++row) {
+    // The rows of an expert lie anywhere in the residual stream.
+    if (row + kRowsAhead < rows) prefetch_floats(target(row + kRowsAhead), columns);
+    lane.kernels.elementwise->scale_add(
+        {.x = products[row], .scale = slots.weights[first_slot + row], .y = target(row), .n = columns});
+  }
+}
+
+}  // namespace
+
+void experts_down(Lane& lane, std::span<const Expert> experts, const ExpertSlots& slots, Rows<bf16> intermediate,
+                  Rows<float> residual) {
+  // A piece is some outputs of all experts, so one worker adds to these columns of the residual, in ascending order of
+  // experts: no partial sums are stored and no worker waits for another.
+  const PackedMatrix& any = experts[0].down;
+  const Rows<float> products = lane.scratch.block;
+  for_each_piece(lane, worker_units(lane, any), units_per_block(any), [&](numa::Range units) {
+    for (size_t e = 0; e < experts.size(); ++e) {
+      if (slots.first[e + 1] == slots.first[e]) continue;
+      size_t following = e + 1;
+      while (following < experts.size() && slots.first[following + 1] == slots.first[following]) ++following;
+      const bf16* const next_w =
+          following < experts.size() ? experts[following].down.unit(lane.worker.node, 0, units.begin) : nullptr;
+      for_each_down_product(lane, experts[e].down, slots, e, units, intermediate, next_w,
+                            [&](kernels::Gemm gemm, int first_slot) {
+                              gemm.c = products.data;
+                              gemm.c_stride = products.stride;
+                              lane.kernels.gemm(gemm.m).run(gemm);
+                              add_products(lane, slots, first_slot, gemm.m, products, residual,
+                                           units.begin * kernels::kUnitOutputs, gemm.n);
+                            });
     }
   });
+}
+
+void whole_experts_down(Lane& lane, std::span<const Expert> experts, const ExpertSlots& slots, Rows<bf16> intermediate,
+                        Rows<float> outputs, Rows<float> residual) {
+  const numa::Worker& worker = lane.worker;
+  const int64_t units_of_expert = experts[0].down.units();
+  int32_t* const used = lane.scratch.used_experts;
+  int used_count = 0;
+  for (size_t e = 0; e < experts.size(); ++e)
+    if (slots.first[e + 1] > slots.first[e] && experts[e].down.shard(worker.node).units.count() > 0)
+      used[used_count++] = static_cast<int32_t>(e);
+  const numa::Range share = worker.share_in_node(used_count * units_of_expert);
+  for_each_piece(lane, share, units_per_block(experts[0].down), [&](numa::Range items) {
+    // A piece may end in one expert and begin in the one before.
+    while (items.count() > 0) {
+      const int e = used[items.begin / units_of_expert];
+      const int64_t first = items.begin % units_of_expert;
+      const numa::Range units = {first, std::min(first + items.count(), units_of_expert)};
+      items.begin += units.count();
+      for_each_down_product(lane, experts[e].down, slots, e, units, intermediate, nullptr,
+                            [&](kernels::Gemm gemm, int first_slot) {
+                              gemm.c = outputs[first_slot] + units.begin * kernels::kUnitOutputs;
+                              gemm.c_stride = outputs.stride;
+                              lane.kernels.gemm(gemm.m).run(gemm);
+                            });
+    }
+  });
+  lane.meet();
+
+  const numa::Range columns = worker.share(units_of_expert);
+  if (columns.count() == 0) return;
+  const int64_t first = columns.begin * kernels::kUnitOutputs;
+  for (size_t e = 0; e < experts.size(); ++e) {
+    const int first_slot = slots.first[e];
+    add_products(lane, slots, first_slot, slots.first[e + 1] - first_slot,
+                 {outputs[first_slot] + first, outputs.stride}, residual, first,
+                 static_cast<int>(columns.count()) * kernels::kUnitOutputs);
+  }
 }
 
 }  // namespace cpuinfer::model

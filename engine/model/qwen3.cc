@@ -1,5 +1,7 @@
 #include "engine/model/qwen3.h"
 
+#include <algorithm>
+
 #include "base/format.h"
 
 namespace cpuinfer::model {
@@ -9,13 +11,13 @@ namespace {
 constexpr int kRouterSegmentTerms = 256;
 
 struct Layer {
-  std::vector<float> attention_norm;        // [hidden]
-  PackedMatrix qkv;                         // [kv_heads * (group + 2) * head_dim, hidden]
-  std::vector<float> qkv_bias;              // [outputs of qkv] or empty
-  std::vector<float> query_norm, key_norm;  // [head_dim]
-  PackedMatrix output;                      // [hidden, heads * head_dim], a segment per kv head
-  std::vector<float> output_bias;           // [hidden] or empty
-  std::vector<float> mlp_norm;              // [hidden]
+  ReplicatedVector attention_norm;        // [hidden]
+  PackedMatrix qkv;                       // [kv_heads * (group + 2) * head_dim, hidden]
+  ReplicatedVector qkv_bias;              // [outputs of qkv] or empty
+  ReplicatedVector query_norm, key_norm;  // [head_dim]
+  PackedMatrix output;                    // [hidden, heads * head_dim], a segment per kv head
+  ReplicatedVector output_bias;           // [hidden] or empty
+  ReplicatedVector mlp_norm;              // [hidden]
   // A mixture of experts ...
   PackedMatrix router;  // [experts, hidden]
   std::vector<Expert> experts;
@@ -54,6 +56,19 @@ std::vector<RowRun> gate_up_rows(int intermediate) {
   return runs;
 }
 
+// Whether every node holds the outputs of qkv, a piece for each kv head, that its own kv heads need.
+bool heads_on_nodes(const PackedMatrix& qkv, const KvStripes& stripes, int head_outputs) {
+  if (stripes.stripes() != 1) return false;
+  for (int node = 0; node < stripes.nodes(); ++node) {
+    const numa::Range heads = stripes.heads_of(node);
+    const numa::Range units = qkv.shard(node).units;
+    if (heads.begin * head_outputs != units.begin * kernels::kUnitOutputs ||
+        std::min<int64_t>(units.end * kernels::kUnitOutputs, qkv.outputs()) != heads.end * head_outputs)
+      return false;
+  }
+  return true;
+}
+
 // The expert that the first slot goes to.
 const Expert& first_expert(std::span<const Expert> experts, const ExpertSlots& slots) {
   size_t e = 0;
@@ -63,28 +78,41 @@ const Expert& first_expert(std::span<const Expert> experts, const ExpertSlots& s
 
 class Qwen3 final : public Model {
  public:
-  Qwen3(const ModelConfig& config, int nodes) : config_(config), layers_(config.layers) {
+  Qwen3(const ModelConfig& config, const Placement& placement)
+      : config_(config), whole_experts_(placement.whole_experts()), layers_(config.layers) {
+    const int nodes = placement.nodes();
     const int group = config.heads / config.kv_heads;
-    const auto expert = [&](int intermediate) {
-      return Expert{PackedMatrix(2 * round_up(intermediate, 8), config.hidden, 0, nodes),
-                    PackedMatrix(config.hidden, intermediate, 0, nodes)};
+    const int head_outputs = (group + 2) * config.head_dim;  // of qkv, for one kv head
+    const auto expert = [&](int intermediate, const UnitSplit& split) {
+      return Expert{PackedMatrix(2 * round_up(intermediate, 8), config.hidden, 0, split),
+                    PackedMatrix(config.hidden, intermediate, 0, split)};
     };
     qkv_rows_ = qkv_rows(config);
     if (config.experts > 0) expert_rows_ = gate_up_rows(config.moe_intermediate);
     mlp_rows_ = gate_up_rows(config.intermediate);
-    embedding_ = PackedMatrix(config.vocab, config.hidden, 0, nodes);
+    embedding_ = PackedMatrix(config.vocab, config.hidden, 0, placement.sliced());
+    final_norm_ = ReplicatedVector(config.hidden, nodes);
     if (!config.tied_embeddings) lm_head_ = embedding_;
     for (int l = 0; l < config.layers; ++l) {
       Layer& layer = layers_[l];
-      layer.qkv = PackedMatrix((config.heads + 2 * config.kv_heads) * config.head_dim, config.hidden, 0, nodes);
-      layer.output = PackedMatrix(config.hidden, config.heads * config.head_dim, group * config.head_dim, nodes);
+      layer.attention_norm = layer.mlp_norm = ReplicatedVector(config.hidden, nodes);
+      layer.query_norm = layer.key_norm = ReplicatedVector(config.head_dim, nodes);
+      if (config.attention_bias) {
+        layer.qkv_bias = ReplicatedVector(config.kv_heads * head_outputs, nodes);
+        layer.output_bias = ReplicatedVector(config.hidden, nodes);
+      }
+      layer.qkv = PackedMatrix(config.kv_heads * head_outputs, config.hidden, 0, placement.sliced());
+      layer.output =
+          PackedMatrix(config.hidden, config.heads * config.head_dim, group * config.head_dim, placement.sliced());
       if (config.moe_layers[l]) {
-        layer.router = PackedMatrix(config.experts, config.hidden, kRouterSegmentTerms, nodes);
-        layer.experts.assign(config.experts, expert(config.moe_intermediate));
+        layer.router = PackedMatrix(config.experts, config.hidden, kRouterSegmentTerms, placement.replicated());
+        for (int e = 0; e < config.experts; ++e)
+          layer.experts.push_back(expert(config.moe_intermediate, placement.expert(l, e)));
       } else {
-        layer.mlp = expert(config.intermediate);
+        layer.mlp = expert(config.intermediate, placement.sliced());
       }
     }
+    qkv_on_nodes_ = heads_on_nodes(layers_[0].qkv, KvStripes(config.kv_heads, nodes), head_outputs);
   }
 
   const ModelConfig& config() const override { return config_; }
@@ -97,10 +125,12 @@ class Qwen3 final : public Model {
   const PackedMatrix& lm_head() const { return config_.tied_embeddings ? embedding_ : lm_head_; }
 
   ModelConfig config_;
-  PackedMatrix embedding_;  // [vocab, hidden]
+  bool whole_experts_;
+  bool qkv_on_nodes_ = false;  // every node computes queries, keys and values of its own kv heads
+  PackedMatrix embedding_;     // [vocab, hidden]
   std::vector<Layer> layers_;
-  std::vector<float> final_norm_;  // [hidden]
-  PackedMatrix lm_head_;           // [vocab, hidden], empty if tied
+  ReplicatedVector final_norm_;  // [hidden]
+  PackedMatrix lm_head_;         // [vocab, hidden], empty if tied
   // Orders of outputs, shared by all layers.
   std::vector<RowRun> qkv_rows_, expert_rows_, mlp_rows_;
   AttentionPlan attention_plan_;  // of the step that runs
@@ -110,20 +140,20 @@ class Qwen3 final : public Model {
 // The forward pass.
 
 void Qwen3::forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& ws) {
-  reserve_attention_plan(config_, ws.limits, attention_plan_);
-  make_attention_plan(config_, batch, attention_plan_);
+  reserve_attention_plan(config_, ws.limits, kv.stripes().nodes(), attention_plan_);
+  make_attention_plan(config_, batch, kv, attention_plan_);
   const int logit_rows = static_cast<int>(batch.logit_rows.size());
 
   runtime.team.run([&](numa::Worker& worker) {
-    Lane lane(worker, runtime.kernels, ws.workers[worker.rank]);
+    Lane lane(worker, runtime.kernels, ws);
     rope_tables(lane, batch, ws.cos, ws.sin);
     embed(lane, batch.tokens, embedding_, ws.residual);
     lane.meet();
     for (int l = 0; l < config_.layers; ++l) forward_layer(lane, batch, l, kv, ws);
     if (logit_rows == 0) return;
     lane.begin(Phase::kLmHead);
-    const Rows<bf16> normed =
-        rms_norm(lane, ws.residual, batch.logit_rows.data(), logit_rows, final_norm_, config_.rms_eps, ws.final_normed);
+    const Rows<bf16> normed = rms_norm(lane, ws.residual, batch.logit_rows.data(), logit_rows, final_norm_,
+                                       config_.rms_eps, lane.node.final_normed);
     linear(lane, normed, logit_rows, lm_head(), {}, ws.logits);
     lane.meet();
   });
@@ -132,13 +162,14 @@ void Qwen3::forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Wor
 void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Workspace& ws) {
   const Layer& layer = layers_[l];
   const int rows = batch.rows();
+  const bool few = rows <= kFewRows;
   const float eps = config_.rms_eps;
 
   // Attention.
   lane.begin(Phase::kQkv);
-  Rows<bf16> normed = rms_norm(lane, ws.residual, nullptr, rows, layer.attention_norm, eps, ws.normed);
+  Rows<bf16> normed = rms_norm(lane, ws.residual, nullptr, rows, layer.attention_norm, eps, lane.node.normed);
   linear(lane, normed, rows, layer.qkv, layer.qkv_bias, ws.qkv);
-  lane.meet();
+  qkv_on_nodes_ ? lane.meet_in_node() : lane.meet();
 
   lane.begin(Phase::kAttention);
   attention(lane, config_, batch, attention_plan_, l, {layer.query_norm, layer.key_norm, eps}, kv, ws);
@@ -146,33 +177,45 @@ void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Wo
   lane.meet();
 
   lane.begin(Phase::kOutput);
-  linear_add(lane, ws.attention, rows, layer.output, layer.output_bias, ws.residual);
+  const Rows<bf16> attended = fetch(lane, ws.attention, rows, few, lane.node.attention);
+  linear_add(lane, attended, rows, layer.output, layer.output_bias, ws.residual);
   prefetch(lane, config_.moe_layers[l] ? layer.router : layer.mlp.gate_up);
   lane.meet();
 
   // Mixture of experts, or MLP.
   const PackedMatrix& following = l + 1 < config_.layers ? layers_[l + 1].qkv : lm_head();
   if (config_.moe_layers[l]) {
-    const Rows<bf16> hidden = {ws.intermediate.data, round_up(config_.moe_intermediate, kernels::kTileTerms)};
     lane.begin(Phase::kRouter);
-    normed = rms_norm(lane, ws.residual, nullptr, rows, layer.mlp_norm, eps, ws.normed);
-    linear(lane, normed, rows, layer.router, {}, ws.router_logits);
-    lane.meet();
-    const ExpertSlots slots = route(lane, config_, rows, ws);
+    normed = rms_norm(lane, ws.residual, nullptr, rows, layer.mlp_norm, eps, lane.node.normed);
+    linear(lane, normed, rows, layer.router, {}, lane.node.router_logits);
+    lane.meet_in_node();
+    const ExpertSlots slots = route(lane, config_, rows);
 
-    lane.begin(Phase::kGateUp);
-    experts_gate_up(lane, config_, layer.experts, slots, normed, hidden);
-    prefetch(lane, first_expert(layer.experts, slots).down);
-    lane.meet();
+    const int64_t width = round_up(config_.moe_intermediate, kernels::kTileTerms);
+    const Rows<bf16> own = {lane.node.intermediate, width};
+    if (whole_experts_) {
+      lane.begin(Phase::kGateUp);
+      experts_gate_up(lane, config_, layer.experts, slots, normed, own);
+      lane.meet_in_node();
 
-    lane.begin(Phase::kDown);
-    experts_down(lane, layer.experts, slots, hidden, ws.residual);
-    prefetch(lane, following);
-    lane.meet();
+      lane.begin(Phase::kDown);
+      whole_experts_down(lane, layer.experts, slots, own, ws.expert_outputs, ws.residual);
+    } else {
+      const Rows<bf16> hidden = {ws.intermediate, width};
+      lane.begin(Phase::kGateUp);
+      experts_gate_up(lane, config_, layer.experts, slots, normed, hidden);
+      prefetch(lane, first_expert(layer.experts, slots).down);
+      lane.meet();
+
+      lane.begin(Phase::kDown);
+      const int64_t slot_count = int64_t{rows} * config_.experts_per_token;
+      experts_down(lane, layer.experts, slots, fetch(lane, hidden, slot_count, few, own), ws.residual);
+    }
   } else {
-    const Rows<bf16> hidden = {ws.intermediate.data, round_up(config_.intermediate, kernels::kTileTerms)};
+    const int64_t width = round_up(config_.intermediate, kernels::kTileTerms);
+    const Rows<bf16> hidden = {ws.intermediate, width};
     lane.begin(Phase::kGateUp);
-    normed = rms_norm(lane, ws.residual, nullptr, rows, layer.mlp_norm, eps, ws.normed);
+    normed = rms_norm(lane, ws.residual, nullptr, rows, layer.mlp_norm, eps, lane.node.normed);
     linear(lane, normed, rows, layer.mlp.gate_up, {}, ws.gate_up);
     lane.meet();
     silu_mul(lane, ws.gate_up, rows, config_.intermediate, hidden);
@@ -180,16 +223,17 @@ void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Wo
     lane.meet();
 
     lane.begin(Phase::kDown);
-    linear_add(lane, hidden, rows, layer.mlp.down, {}, ws.residual);
-    prefetch(lane, following);
-    lane.meet();
+    linear_add(lane, fetch(lane, hidden, rows, few, {lane.node.intermediate, width}), rows, layer.mlp.down, {},
+               ws.residual);
   }
+  prefetch(lane, following);
+  lane.meet();
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The weights.
 
-WeightSpec whole_vector(const char* purpose, std::string name, int count, std::vector<float>* vector) {
+WeightSpec whole_vector(const char* purpose, std::string name, int count, ReplicatedVector* vector) {
   return {purpose, {{std::move(name), {count}}}, {}, nullptr, vector};
 }
 
@@ -250,8 +294,8 @@ void Qwen3::visit_weights(const WeightVisitor& visitor) {
 
 }  // namespace
 
-std::unique_ptr<Model> create_qwen3(const ModelConfig& config, int nodes) {
-  return std::make_unique<Qwen3>(config, nodes);
+std::unique_ptr<Model> create_qwen3(const ModelConfig& config, const Placement& placement) {
+  return std::make_unique<Qwen3>(config, placement);
 }
 
 }  // namespace cpuinfer::model

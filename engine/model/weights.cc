@@ -4,15 +4,16 @@
 
 namespace cpuinfer::model {
 
-PackedMatrix::PackedMatrix(int outputs, int terms, int segment_terms, int nodes)
+PackedMatrix::PackedMatrix(int outputs, int terms, int segment_terms, const UnitSplit& split)
     : outputs_(outputs),
       terms_(terms),
       units_(ceil_div(outputs, kernels::kUnitOutputs)),
       segments_(segment_terms > 0 ? ceil_div(terms, segment_terms) : 1),
       full_segment_(segment_terms > 0 ? std::min(segment_terms, terms) : terms),
       segment_stride_(round_up(full_segment_, kernels::kTileTerms)),
-      shards_(nodes) {
-  for (int node = 0; node < nodes; ++node) shards_[node].units = numa::split(units_, nodes, node);
+      split_(split),
+      shards_(split.nodes()) {
+  for (int node = 0; node < nodes(); ++node) shards_[node].units = split.units(units_, node);
 }
 
 int PackedMatrix::segment_terms(int segment) const {
@@ -25,7 +26,7 @@ int64_t PackedMatrix::shard_bytes(int node) const {
 
 int PackedMatrix::node_of(int64_t unit) const {
   for (int node = 0; node < nodes(); ++node)
-    if (unit < shards_[node].units.end) return node;
+    if (unit >= shards_[node].units.begin && unit < shards_[node].units.end) return node;
   ENSURE(false, "unit numbers are below units()");
 }
 

@@ -8,12 +8,13 @@
 #include <vector>
 
 #include "base/types.h"
+#include "engine/model/placement.h"
 #include "kernels/pack.h"
 #include "numa/shard.h"
 
 namespace cpuinfer::model {
 
-/// A matrix [outputs, terms] in packed units of 16 outputs (kernels/pack.h), its units split over the nodes. Its terms
+/// A matrix [outputs, terms] in packed units of 16 outputs (kernels/pack.h), its units dealt to the nodes. Its terms
 /// may be cut into segments of equal length that are separate accumulation chains (docs/numerics.md); segment s reads
 /// the activations at s * segment_stride(). Immutable after loading; owns no memory; safe to read from all threads.
 class PackedMatrix {
@@ -26,7 +27,7 @@ class PackedMatrix {
 
   PackedMatrix() = default;
   /// segment_terms == 0: one segment. Shards have no memory yet.
-  PackedMatrix(int outputs, int terms, int segment_terms, int nodes);
+  PackedMatrix(int outputs, int terms, int segment_terms, const UnitSplit& split);
 
   int outputs() const { return outputs_; }
   int padded_outputs() const { return units() * kernels::kUnitOutputs; }
@@ -41,6 +42,7 @@ class PackedMatrix {
   int64_t unit_elements() const { return kernels::unit_elements(segment_stride_); }
 
   int nodes() const { return static_cast<int>(shards_.size()); }
+  const UnitSplit& split() const { return split_; }
   const Shard& shard(int node) const { return shards_[node]; }
   int64_t shard_bytes(int node) const;
   /// Gives a shard its memory: shard_bytes(node), 64-byte aligned.
@@ -51,14 +53,38 @@ class PackedMatrix {
     const Shard& shard = shards_[node];
     return shard.data + (segment * shard.units.count() + (unit - shard.units.begin)) * unit_elements();
   }
-  /// The node that holds `unit`.
+  /// A node that holds `unit`.
   int node_of(int64_t unit) const;
   /// Output `output` as a row: out[0..terms). For embeddings.
   void read_output(int output, bf16* out) const;
 
  private:
   int outputs_ = 0, terms_ = 0, units_ = 0, segments_ = 0, full_segment_ = 0, segment_stride_ = 0;
+  UnitSplit split_;
   std::vector<Shard> shards_;
+};
+
+/// A float32 vector with a copy on every node: norms, biases. Immutable after loading; owns no memory; safe to read
+/// from all threads.
+class ReplicatedVector {
+ public:
+  /// Empty: size() == 0.
+  ReplicatedVector() = default;
+  /// Copies have no memory yet.
+  ReplicatedVector(int size, int nodes) : size_(size), copies_(nodes, nullptr) {}
+
+  int size() const { return size_; }
+  bool empty() const { return size_ == 0; }
+  int nodes() const { return static_cast<int>(copies_.size()); }
+  /// Of one copy.
+  int64_t bytes() const { return size_ * static_cast<int64_t>(sizeof(float)); }
+  /// Gives a copy its memory: bytes(), 64-byte aligned.
+  void place(int node, float* data) { copies_[node] = data; }
+  std::span<float> on(int node) const { return {copies_[node], static_cast<size_t>(size_)}; }
+
+ private:
+  int size_ = 0;
+  std::vector<float*> copies_;  // [nodes]
 };
 
 /// A run of consecutive rows of a checkpoint tensor that become consecutive outputs.
@@ -83,7 +109,7 @@ struct WeightSpec {
   /// In order of outputs; elements of the tensors for vectors. Views the model. Empty: the only tensor as it is.
   std::span<const RowRun> outputs;
   PackedMatrix* matrix = nullptr;
-  std::vector<float>* vector = nullptr;  ///< replicated, converted to float32
+  ReplicatedVector* vector = nullptr;  ///< converted to float32
 };
 
 /// Called for every weight in the order of use.

@@ -40,28 +40,36 @@ class Workspace::Layout {
   int64_t used_ = 0;
 };
 
-void Workspace::lay_out(const ModelConfig& config, int worker_count, Layout& layout) {
-  const int64_t rows = limits.rows;
-  const int group = config.heads / config.kv_heads;
-  const bool any_moe = std::find(config.moe_layers.begin(), config.moe_layers.end(), true) != config.moe_layers.end();
-  const bool any_dense =
-      std::find(config.moe_layers.begin(), config.moe_layers.end(), false) != config.moe_layers.end();
+namespace {
 
+bool any_layer(const ModelConfig& config, bool moe) {
+  return std::find(config.moe_layers.begin(), config.moe_layers.end(), moe) != config.moe_layers.end();
+}
+
+int64_t attention_width(const ModelConfig& config) {
+  return int64_t{config.kv_heads} * round_up(config.heads / config.kv_heads * config.head_dim, 32);
+}
+
+// Dense and MoE layers take turns with one buffer: rows of the wider kind.
+int64_t intermediate_elements(const ModelConfig& config, int64_t rows) {
+  const int64_t moe =
+      any_layer(config, true) ? rows * config.experts_per_token * round_up(config.moe_intermediate, 32) : 0;
+  const int64_t dense = any_layer(config, false) ? rows * round_up(config.intermediate, 32) : 0;
+  return std::max(moe, dense);
+}
+
+}  // namespace
+
+void Workspace::lay_out_shared(const ModelConfig& config, const Placement& placement, Layout& layout) {
+  const int64_t rows = limits.rows;
   residual = layout.take_rows<float>(rows, config.hidden);
-  normed = layout.take_rows<bf16>(rows, config.hidden);
   qkv = layout.take_rows<float>(rows, int64_t{config.heads + 2 * config.kv_heads} * config.head_dim);
   queries = layout.take_rows<bf16>(rows * config.heads, config.head_dim);
-  attention = layout.take_rows<bf16>(rows, int64_t{config.kv_heads} * round_up(group * config.head_dim, 32));
-  if (any_moe) {
-    router_logits = layout.take_rows<float>(rows, config.experts);
-    chosen = layout.take_chosen(rows, config);
-    slots = layout.take_slots(rows, config);
-  }
-  if (any_dense) gate_up = layout.take_rows<float>(rows, 2 * int64_t{round_up(config.intermediate, 8)});
-  // Dense and MoE layers take turns with one buffer: rows of the wider kind.
-  const int64_t moe_elements = any_moe ? rows * config.experts_per_token * round_up(config.moe_intermediate, 32) : 0;
-  const int64_t dense_elements = any_dense ? rows * round_up(config.intermediate, 32) : 0;
-  intermediate = {layout.take<bf16>(std::max(moe_elements, dense_elements)), 0};
+  attention = layout.take_rows<bf16>(rows, attention_width(config));
+  if (any_layer(config, false)) gate_up = layout.take_rows<float>(rows, 2 * int64_t{round_up(config.intermediate, 8)});
+  intermediate = layout.take<bf16>(intermediate_elements(config, rows));
+  if (placement.whole_experts())
+    expert_outputs = layout.take_rows<float>(rows * config.experts_per_token, config.hidden);
   cos = layout.take_rows<float>(rows, config.head_dim / 2);
   sin = layout.take_rows<float>(rows, config.head_dim / 2);
   const int64_t superblocks = limits.context_tokens / kSuperblockTokens + 2 * int64_t{limits.sequences};
@@ -69,12 +77,34 @@ void Workspace::lay_out(const ModelConfig& config, int worker_count, Layout& lay
   partial_max = layout.take<float>(partials);
   partial_sum = layout.take<float>(partials);
   partial_out = layout.take_rows<float>(partials, config.head_dim);
-  final_normed = layout.take_rows<bf16>(limits.logit_rows, config.hidden);
   logits = layout.take_rows<float>(limits.logit_rows, config.vocab);
+}
+
+void Workspace::lay_out_node(const ModelConfig& config, const Placement& placement, int node,
+                             std::span<const int> worker_nodes, Layout& layout) {
+  const int64_t rows = limits.rows;
+  const int group = config.heads / config.kv_heads;
+  const bool any_moe = any_layer(config, true);
+
+  NodeActivations& own = nodes[node];
+  own.normed = layout.take_rows<bf16>(rows, config.hidden);
+  own.final_normed = layout.take_rows<bf16>(limits.logit_rows, config.hidden);
+  if (any_moe) {
+    own.router_logits = layout.take_rows<float>(rows, config.experts);
+    own.chosen = layout.take_chosen(rows, config);
+    own.slots = layout.take_slots(rows, config);
+  }
+  own.attention = attention;
+  own.intermediate = intermediate;
+  if (placement.nodes() > 1) {
+    own.attention = layout.take_rows<bf16>(rows, attention_width(config));
+    own.intermediate = layout.take<bf16>(intermediate_elements(config, rows));
+  }
 
   const int64_t attention_rows = std::max(kRowBlock, kFewRows * group);
-  workers.resize(worker_count);
-  for (WorkerScratch& scratch : workers) {
+  for (size_t rank = 0; rank < worker_nodes.size(); ++rank) {
+    if (worker_nodes[rank] != node) continue;
+    WorkerScratch& scratch = workers[rank];
     scratch.block = layout.take_rows<float>(kRowBlock, kBlockOutputs);
     scratch.scores = layout.take_rows<float>(attention_rows, kernels::kLeafTokens);
     scratch.probs = layout.take_rows<bf16>(attention_rows, kernels::kLeafTokens);
@@ -95,21 +125,45 @@ void Workspace::lay_out(const ModelConfig& config, int worker_count, Layout& lay
   }
 }
 
-int64_t Workspace::bytes(const ModelConfig& config, const StepLimits& limits, int workers) {
-  Layout layout(nullptr);
+std::vector<int64_t> Workspace::node_bytes(const ModelConfig& config, const StepLimits& limits,
+                                           const Placement& placement, std::span<const int> worker_nodes) {
   Workspace workspace;
   workspace.limits = limits;
-  workspace.lay_out(config, workers, layout);
-  return layout.used_bytes();
+  workspace.nodes.resize(placement.nodes());
+  workspace.workers.resize(worker_nodes.size());
+  Layout shared(nullptr);
+  workspace.lay_out_shared(config, placement, shared);
+  std::vector<int64_t> bytes = numa::spread_bytes(shared.used_bytes(), placement.nodes());
+  for (int node = 0; node < placement.nodes(); ++node) {
+    Layout layout(nullptr);
+    workspace.lay_out_node(config, placement, node, worker_nodes, layout);
+    bytes[node] += layout.used_bytes();
+  }
+  return bytes;
 }
 
-Result<Workspace> Workspace::create(const ModelConfig& config, const StepLimits& limits, int workers,
-                                    const numa::Topology& topology) {
+Result<Workspace> Workspace::create(const ModelConfig& config, const StepLimits& limits, const Placement& placement,
+                                    std::span<const int> worker_nodes, const numa::Topology& topology) {
   Workspace workspace;
   workspace.limits = limits;
-  TRY_ASSIGN(workspace.memory_, numa::NodeBuffer::allocate(bytes(config, limits, workers), 0, topology));
-  Layout layout(workspace.memory_.data());
-  workspace.lay_out(config, workers, layout);
+  workspace.nodes.resize(placement.nodes());
+  workspace.workers.resize(worker_nodes.size());
+  // Each part is laid out twice: to count, and to hand out.
+  Layout shared_size(nullptr);
+  workspace.lay_out_shared(config, placement, shared_size);
+  TRY_ASSIGN(numa::NodeBuffer shared,
+             numa::NodeBuffer::allocate_spread(shared_size.used_bytes(), placement.nodes(), topology));
+  Layout shared_layout(shared.data());
+  workspace.lay_out_shared(config, placement, shared_layout);
+  workspace.memory_.push_back(std::move(shared));
+  for (int node = 0; node < placement.nodes(); ++node) {
+    Layout size(nullptr);
+    workspace.lay_out_node(config, placement, node, worker_nodes, size);
+    TRY_ASSIGN(numa::NodeBuffer own, numa::NodeBuffer::allocate(size.used_bytes(), node, topology));
+    Layout layout(own.data());
+    workspace.lay_out_node(config, placement, node, worker_nodes, layout);
+    workspace.memory_.push_back(std::move(own));
+  }
   return workspace;
 }
 

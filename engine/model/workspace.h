@@ -1,13 +1,16 @@
-// The activations of one forward step and the scratch of each worker, allocated once.
+// The activations of one forward step and the scratch of each worker, allocated once, each where it is used.
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "base/result.h"
 #include "base/types.h"
 #include "engine/model/config.h"
+#include "engine/model/kv_cache.h"
 #include "engine/model/phases.h"
+#include "engine/model/placement.h"
 #include "numa/memory.h"
 #include "numa/topology.h"
 
@@ -42,7 +45,19 @@ struct PartialRows {
   Rows<float> out;       ///< [rows, head_dim padded to 16]
 };
 
-/// What one worker needs for itself.
+/// What the workers of a node have for themselves: copies that each node computes or fetches once, rather than every
+/// worker from another node's memory.
+struct NodeActivations {
+  Rows<bf16> normed;          ///< [rows, hidden padded to 32]
+  Rows<bf16> final_normed;    ///< [logit rows, hidden padded to 32]
+  Rows<float> router_logits;  ///< [rows, experts padded to 16]
+  ChosenExperts chosen;       ///< of all rows
+  ExpertSlots slots;
+  Rows<bf16> attention;          ///< as Workspace::attention; the same rows if there is one node
+  bf16* intermediate = nullptr;  ///< as Workspace::intermediate; the same memory if there is one node
+};
+
+/// What one worker needs for itself, on its node.
 struct alignas(64) WorkerScratch {
   Rows<float> block;                ///< [kRowBlock, kBlockOutputs] a block of a matrix product
   Rows<float> scores;               ///< [attention rows, kLeafTokens]
@@ -75,44 +90,47 @@ struct StepLimits {
 inline constexpr int kRowBlock = 128;
 /// Outputs of a block of a matrix product.
 inline constexpr int kBlockOutputs = 256;
-/// Tokens in a superblock of attention: partial results inside are merged first (docs/numerics.md).
-inline constexpr int kSuperblockTokens = 1024;
 /// Few rows: of a step, so that every worker computes small things for itself rather than wait for another; of a
 /// sequence, so that its superblocks are computed in parallel and merged afterwards.
 inline constexpr int kFewRows = 4;
 
-/// All memory of a forward step. Not thread-safe as a whole; ops say who writes what.
+/// All memory of a forward step. What all workers share lies in slices on all nodes; the rest on the node of those who
+/// use it. Not thread-safe as a whole; ops say who writes what.
 class Workspace {
  public:
-  /// Bytes for a model and limits: exactly what create() allocates. Pure.
-  static int64_t bytes(const ModelConfig& config, const StepLimits& limits, int workers);
-  static Result<Workspace> create(const ModelConfig& config, const StepLimits& limits, int workers,
-                                  const numa::Topology& topology);
+  /// Bytes on each node for a model, limits and the node of each worker: exactly what create() allocates. Pure.
+  static std::vector<int64_t> node_bytes(const ModelConfig& config, const StepLimits& limits,
+                                         const Placement& placement, std::span<const int> worker_nodes);
+  static Result<Workspace> create(const ModelConfig& config, const StepLimits& limits, const Placement& placement,
+                                  std::span<const int> worker_nodes, const numa::Topology& topology);
 
   StepLimits limits;
-  Rows<float> residual;       ///< [rows, hidden padded to 16] the residual stream
-  Rows<bf16> normed;          ///< [rows, hidden padded to 32]
-  Rows<float> qkv;            ///< [rows, (heads + 2 kv_heads) * head_dim padded to 16]
-  Rows<bf16> queries;         ///< [rows * heads, head_dim padded to 32]
-  Rows<bf16> attention;       ///< [rows, kv_heads * (group * head_dim padded to 32)]
-  Rows<float> gate_up;        ///< [rows, 2 * intermediate padded to 16] of dense layers
-  Rows<bf16> intermediate;    ///< [slots or rows, intermediate padded to 32]
-  Rows<float> router_logits;  ///< [rows, experts padded to 16]
-  ChosenExperts chosen;       ///< of all rows
-  ExpertSlots slots;
-  Rows<float> cos, sin;     ///< [rows, head_dim / 2]
-  Rows<float> partial_out;  ///< [partials, head_dim padded to 16] of superblocks computed in parallel
+  Rows<float> residual;          ///< [rows, hidden padded to 16] the residual stream
+  Rows<float> qkv;               ///< [rows, (heads + 2 kv_heads) * head_dim padded to 16]
+  Rows<bf16> queries;            ///< [rows * heads, head_dim padded to 32]
+  Rows<bf16> attention;          ///< [rows, kv_heads * (group * head_dim padded to 32)]
+  Rows<float> gate_up;           ///< [rows, 2 * intermediate padded to 16] of dense layers
+  bf16* intermediate = nullptr;  ///< [slots or rows, intermediate padded to 32], not of whole experts
+  Rows<float> expert_outputs;    ///< [slots, hidden padded to 16] of whole experts only
+  Rows<float> cos, sin;          ///< [rows, head_dim / 2]
+  Rows<float> partial_out;       ///< [partials, head_dim padded to 16] of superblocks computed in parallel
   float* partial_max = nullptr;
   float* partial_sum = nullptr;
-  Rows<bf16> final_normed;  ///< [logit rows, hidden padded to 32]
-  Rows<float> logits;       ///< [logit rows, vocab padded to 16]
+  Rows<float> logits;  ///< [logit rows, vocab padded to 16]
+  std::vector<NodeActivations> nodes;
   std::vector<WorkerScratch> workers;
+
+  /// All of it: what is shared first, then a buffer per node.
+  std::span<const numa::NodeBuffer> memory() const { return memory_; }
 
  private:
   class Layout;
-  void lay_out(const ModelConfig& config, int worker_count, Layout& layout);
+  /// The shared part, and then that of each node.
+  void lay_out_shared(const ModelConfig& config, const Placement& placement, Layout& layout);
+  void lay_out_node(const ModelConfig& config, const Placement& placement, int node, std::span<const int> worker_nodes,
+                    Layout& layout);
 
-  numa::NodeBuffer memory_;
+  std::vector<numa::NodeBuffer> memory_;
 };
 
 }  // namespace cpuinfer::model

@@ -57,8 +57,8 @@ Result<void> Engine::load(const load::LoadOptions& options) {
   } else {
     TRY_ASSIGN(weights_, load::fill_synthetic(*model_, options_.synthetic->seed, *team_, topology_, options));
   }
-  TRY_ASSIGN(kv_, model::KvCache::create(config(), kv_pages_, topology_));
-  TRY_ASSIGN(workspace_, model::Workspace::create(config(), limits_, team_->workers(), topology_));
+  TRY_ASSIGN(kv_, model::KvCache::create(config(), kv_pages_, team_->nodes(), topology_));
+  TRY_ASSIGN(workspace_, model::Workspace::create(config(), limits_, placement_, team_->worker_nodes(), topology_));
   batch_.tokens.reserve(limits_.rows);
   batch_.sequences.reserve(limits_.sequences);
   batch_.logit_rows.reserve(limits_.logit_rows);
@@ -111,7 +111,7 @@ Result<void> Engine::check_length(const Sequence& sequence, int64_t more) const 
 
 Result<void> Engine::take_pages(Sequence& sequence, int64_t length) {
   while (static_cast<int64_t>(sequence.pages_.size()) < model::KvCache::pages_for(length)) {
-    TRY_ASSIGN(const int page, kv_->allocate());
+    TRY_ASSIGN(const int page, kv_->allocate(sequence.pages_));
     sequence.pages_.push_back(page);
   }
   return {};

@@ -48,6 +48,8 @@ struct EngineOptions {
   std::string numerics = "auto";            ///< kernels::KernelRequest
   std::string gemm = "auto";                ///< kernels::KernelRequest
   int64_t memory_limit_bytes = 0;           ///< further cap on memory; 0: none
+  bool whole_experts = false;               ///< each expert on one node instead of a slice of it on every node
+  std::vector<std::vector<double>> expert_usage = {};  ///< load::PlanRequest
 };
 
 inline constexpr int64_t kDefaultContextTokens = 32768;
@@ -216,6 +218,7 @@ class Engine {
   model::StepLimits limits_;
   std::unique_ptr<numa::Team> team_;
   load::WeightMemory weights_;
+  model::Placement placement_;
   std::unique_ptr<model::Model> model_;
   load::MemoryPlan plan_;
   std::optional<model::KvCache> kv_;

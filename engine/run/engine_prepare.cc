@@ -136,9 +136,6 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   TRY_ASSIGN(engine->kernels_, kernels::select_fastest_kernels(engine->isa_, {.numerics = engine->options_.numerics,
                                                                               .gemm = engine->options_.gemm}));
   TRY_ASSIGN(engine->team_, numa::Team::create(engine->topology_, options.threads, options.nodes));
-  TRY_ASSIGN(engine->model_, model::create_model(config, engine->team_->nodes()));
-  if (engine->checkpoint_) TRY(load::check_tensors(*engine->model_, *engine->checkpoint_));
-
   const int sequences = options.sequences;
   // So many pages that the plan refuses them are still to be shown in its table.
   const int64_t pages = options.kv_tokens != 0 ? ceil_div(options.kv_tokens, int64_t{kernels::kLeafTokens})
@@ -152,14 +149,19 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   numa::MemoryLimit available = numa::available_memory();
   if (options.memory_limit_bytes > 0 && options.memory_limit_bytes < available.bytes)
     available = {options.memory_limit_bytes, "--memory-limit"};
-  engine->plan_ = load::plan_memory(*engine->model_,
-                                    {.limits = engine->limits_,
-                                     .kv_pages = engine->kv_pages_,
-                                     .sequences = sequences,
-                                     .context_limit = position_limit(config),
-                                     .workers = engine->team_->workers(),
-                                     .nodes = engine->team_->nodes()},
-                                    engine->topology_, available);
+  TRY_ASSIGN(load::PlannedModel planned, load::plan_model(config,
+                                                          {.limits = engine->limits_,
+                                                           .kv_pages = engine->kv_pages_,
+                                                           .sequences = sequences,
+                                                           .context_limit = position_limit(config),
+                                                           .worker_nodes = engine->team_->worker_nodes(),
+                                                           .whole_experts = options.whole_experts && config.experts > 0,
+                                                           .expert_usage = options.expert_usage},
+                                                          engine->topology_, available));
+  engine->placement_ = std::move(planned.placement);
+  engine->model_ = std::move(planned.model);
+  engine->plan_ = std::move(planned.plan);
+  if (engine->checkpoint_) TRY(load::check_tensors(*engine->model_, *engine->checkpoint_));
   return engine;
 }
 
@@ -203,6 +205,7 @@ int64_t Engine::decode_weight_bytes() const {
     for (int node = 0; node < spec.matrix->nodes(); ++node) {
       const int64_t shard = spec.matrix->shard_bytes(node);
       bytes += spec.purpose == "experts" ? shard * c.experts_per_token / c.experts : shard;
+      if (spec.matrix->split().is_replicated()) break;  // a node's own copy is read by its workers, all count once
     }
   });
   return bytes;

@@ -56,7 +56,7 @@ class Directory {
     std::deque<std::vector<std::byte>> data;  // a view of each goes to the writer
     const auto config = model::parse_model_config(*parse_json(config_, "config"));
     REQUIRE_MESSAGE(config, (config ? "" : config.error().message));
-    auto model = model::create_model(*config, 1);
+    auto model = model::create_model(*config, model::Placement::even(1));
     (*model)->visit_weights([&](const model::WeightSpec& spec) {
       for (model::TensorSpec tensor : spec.tensors) {
         DType type = dtype;
@@ -104,7 +104,7 @@ inline Result<Loaded> load_all(const Directory& directory, int nodes = 1, int th
   TRY_ASSIGN(const checkpoint::Checkpoint checkpoint, checkpoint::Checkpoint::open(directory.path()));
   TRY_ASSIGN(const model::ModelConfig config, model::parse_model_config(checkpoint.config()));
   Loaded loaded;
-  TRY_ASSIGN(loaded.model, model::create_model(config, nodes));
+  TRY_ASSIGN(loaded.model, model::create_model(config, model::Placement::even(nodes)));
   TRY(check_tensors(*loaded.model, checkpoint));
   TRY_ASSIGN(const numa::Topology topology, numa::Topology::detect());
   TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(topology, threads, nodes));

@@ -74,7 +74,7 @@ TEST_CASE("a file that shrinks between check and load is an error, not a crash")
   std::filesystem::resize_file(directory.path() / "model.safetensors",
                                std::filesystem::file_size(directory.path() / "model.safetensors") - 200);
   const auto config = model::parse_model_config(checkpoint->config());
-  auto model = model::create_model(*config, 1);
+  auto model = model::create_model(*config, model::Placement::even(1));
   const auto topology = numa::Topology::detect();
   const auto team = numa::Team::create(*topology, 2, 1);
   const auto loaded = load_weights(**model, *checkpoint, **team, *topology);
@@ -113,11 +113,11 @@ TEST_CASE("tensors that the model does not have are one warning, a copy of a tie
   const auto checkpoint = checkpoint::Checkpoint::open(directory.path());
   auto config = model::parse_model_config(checkpoint->config());
   config->tied_embeddings = true;
-  CHECK(check_tensors(**model::create_model(*config, 1), *checkpoint));
+  CHECK(check_tensors(**model::create_model(*config, model::Placement::even(1)), *checkpoint));
   CHECK(warnings.empty());
   config->layers = 0;
   config->moe_layers.clear();
-  CHECK(check_tensors(**model::create_model(*config, 1), *checkpoint));
+  CHECK(check_tensors(**model::create_model(*config, model::Placement::even(1)), *checkpoint));
   set_log_sink({});
   REQUIRE(warnings.size() == 1);
   CHECK(warnings[0].find("tensors of the checkpoint are not part of the model and are ignored") != std::string::npos);

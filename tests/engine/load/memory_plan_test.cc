@@ -2,6 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cstdlib>
+
 #include "base/json.h"
 
 using namespace cpuinfer;
@@ -31,19 +34,31 @@ constexpr const char* kWide = R"({"architectures":["Qwen3MoeForCausalLM"],"hidde
   "norm_topk_prob":true,"rms_norm_eps":1e-6,"tie_word_embeddings":false,"max_position_embeddings":262144,
   "rope_theta":10000000.0,"torch_dtype":"bfloat16"})";
 
-MemoryPlan plan_of(const model::ModelConfig& config, int64_t context, int nodes, const char* machine,
-                   int64_t available = 4096_GiB) {
-  auto model = model::create_model(config, nodes);
-  REQUIRE(model);
+// Workers of a machine: every core, node by node.
+std::vector<int> workers_of(const numa::Topology& topology, int nodes) {
+  std::vector<int> worker_nodes;
+  for (int node = 0; node < nodes; ++node) worker_nodes.insert(worker_nodes.end(), topology.home(node).cores, node);
+  return worker_nodes;
+}
+
+PlannedModel planned_for(const model::ModelConfig& config, int64_t context, int nodes, const char* machine,
+                         int64_t available = 4096_GiB, bool whole_experts = false) {
   const auto topology = numa::Topology::synthetic(machine);
   REQUIRE(topology);
-  return plan_memory(**model,
-                     {.limits = {.rows = 512, .logit_rows = 1, .sequences = 1, .context_tokens = context},
-                      .kv_pages = model::KvCache::pages_for(context),
-                      .context_limit = config.max_positions,
-                      .workers = topology->cores(),
-                      .nodes = nodes},
-                     *topology, {available, "a test"});
+  auto planned = plan_model(config,
+                            {.limits = {.rows = 512, .logit_rows = 1, .sequences = 1, .context_tokens = context},
+                             .kv_pages = model::KvCache::pages_for(context),
+                             .context_limit = config.max_positions,
+                             .worker_nodes = workers_of(*topology, nodes),
+                             .whole_experts = whole_experts},
+                            *topology, {available, "a test"});
+  REQUIRE(planned);
+  return std::move(*planned);
+}
+
+MemoryPlan plan_of(const model::ModelConfig& config, int64_t context, int nodes, const char* machine,
+                   int64_t available = 4096_GiB) {
+  return planned_for(config, context, nodes, machine, available).plan;
 }
 
 const PlanLine& line_for(const MemoryPlan& plan, const char* purpose) {
@@ -114,10 +129,91 @@ TEST_CASE("no context helps when the weights alone are too much") {
 }
 
 TEST_CASE("a node that is too small is named") {
-  const MemoryPlan plan = plan_of(config_of(kQwen3_30B), 32768, 2, "numa:2(memory=32GB) core:8 pu:1", 100_GiB);
+  const MemoryPlan plan = plan_of(config_of(kQwen3_30B), 32768, 2, "numa:2(memory=29GB) core:8 pu:1", 100_GiB);
   CHECK_FALSE(plan.fits());
-  REQUIRE(plan.shortages.size() == 1);
+  REQUIRE(plan.shortages.size() == 2);
   CHECK(plan.shortages[0].starts_with("node 0 needs "));
+}
+
+TEST_CASE("what all nodes use is on all of them: KV by heads, workspace, replicas of router and norms") {
+  const auto config = config_of(kQwen3_30B);
+  for (const int nodes : {1, 2, 3, 4, 6, 8}) {
+    CAPTURE(nodes);
+    const std::string machine = "numa:" + std::to_string(nodes) + "(memory=512GB) core:8 pu:1";
+    const MemoryPlan plan = plan_of(config, 32768, nodes, machine.c_str());
+    CHECK(plan.fits());
+    const PlanLine& kv = line_for(plan, "KV cache");
+    CHECK(kv.total() == int64_t{32768} * 96 * 1024);
+    // 32 superblocks of 4 heads: nodes differ by what does not divide.
+    for (const int64_t bytes : kv.node_bytes) {
+      CHECK(bytes * nodes > kv.total() * 9 / 10);
+      CHECK(bytes * nodes < kv.total() * 11 / 10);
+    }
+    const int64_t router = int64_t{48} * 128 * 2048 * 2;
+    for (const int64_t bytes : line_for(plan, "router").node_bytes) CHECK(bytes == router);
+    for (const int64_t bytes : line_for(plan, "norms and biases").node_bytes)
+      CHECK(bytes == (int64_t{48} * (2 * 2048 + 2 * 128) + 2048) * 4);
+    for (const int64_t bytes : line_for(plan, "workspace").node_bytes) CHECK(bytes > 8_MiB);
+    // A unit of 16 outputs is the least that can be dealt.
+    for (const char* purpose : {"experts", "attention", "embedding", "lm_head"}) {
+      const PlanLine& line = line_for(plan, purpose);
+      for (const int64_t bytes : line.node_bytes) CHECK(std::abs(bytes * nodes - line.total()) < line.total() / 16);
+    }
+  }
+}
+
+TEST_CASE("a node with less memory gets smaller slices, as far as the rest has room") {
+  const auto config = config_of(kQwen3_30B);
+  const auto machine = numa::Topology::synthetic("numa:2 core:8 pu:1");
+  REQUIRE(machine);
+  const PlanRequest request = {.limits = {.rows = 512, .context_tokens = 4096},
+                               .kv_pages = 16,
+                               .context_limit = 40960,
+                               .worker_nodes = workers_of(*machine, 2)};
+  const auto plan_on = [&](std::vector<int64_t> node_bytes) {
+    auto planned = plan_model(config, request, machine->with_memory(node_bytes), {4096_GiB, "a test"});
+    REQUIRE(planned);
+    return std::move(planned->plan);
+  };
+  const MemoryPlan even = plan_on({64_GiB, 64_GiB});
+  CHECK(even.fits());
+  const PlanLine& halves = line_for(even, "experts");
+  CHECK(halves.node_bytes[0] == halves.node_bytes[1]);
+
+  const MemoryPlan uneven = plan_on({20_GiB, 64_GiB});
+  CHECK(uneven.fits());
+  CHECK(uneven.node_total(0) <= 20_GiB);
+  CHECK(uneven.node_total(0) > 19_GiB);
+  CHECK(uneven.total() == even.total());
+
+  // Not enough in all: the shares are those of the workers, and both sentences are there.
+  const MemoryPlan small = plan_on({20_GiB, 30_GiB});
+  CHECK_FALSE(small.fits());
+  REQUIRE(small.shortages.size() == 1);
+  CHECK(small.shortages[0].starts_with("node 0 needs "));
+}
+
+TEST_CASE("nodes with more workers get larger slices") {
+  const auto config = config_of(kQwen3_30B);
+  const auto topology = numa::Topology::synthetic("numa:2(memory=512GB) core:4 pu:1");
+  REQUIRE(topology);
+  PlanRequest request = {.limits = {.rows = 512}, .kv_pages = 4, .context_limit = 40960};
+  request.worker_nodes = {0, 0, 0, 1};
+  const auto planned = plan_model(config, request, *topology, {4096_GiB, "a test"});
+  REQUIRE(planned);
+  const PlanLine& experts = line_for(planned->plan, "experts");
+  CHECK(experts.node_bytes[0] == experts.total() / 4 * 3);
+  CHECK(experts.node_bytes[1] == experts.total() / 4);
+}
+
+TEST_CASE("whole experts: equal numbers on all nodes, and slices are named where only they fit") {
+  const auto config = config_of(kQwen3_30B);
+  const PlannedModel planned = planned_for(config, 4096, 4, "numa:4(memory=512GB) core:8 pu:1", 4096_GiB, true);
+  CHECK(planned.plan.fits());
+  const PlanLine& experts = line_for(planned.plan, "experts");
+  for (const int64_t bytes : experts.node_bytes) CHECK(bytes == experts.total() / 4);
+  for (const std::vector<int>& layer : planned.placement.expert_nodes)
+    for (int node = 0; node < 4; ++node) CHECK(std::count(layer.begin(), layer.end(), node) == 32);
 }
 
 TEST_CASE("simulated nodes share the memory of the real one") {

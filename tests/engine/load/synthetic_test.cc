@@ -33,7 +33,7 @@ Filled filled(uint64_t seed, int threads, int nodes, const LoadOptions& options 
   REQUIRE(topology);
   auto team = numa::Team::create(*topology, threads, nodes);
   REQUIRE(team);
-  auto model = model::create_model(*config, nodes);
+  auto model = model::create_model(*config, model::Placement::even(nodes));
   REQUIRE(model);
   Filled result{std::move(*model), std::move(*team), WeightMemory()};
   result.memory = fill_synthetic(*result.model, seed, *result.team, *topology, options);

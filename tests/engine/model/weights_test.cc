@@ -2,6 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cstdlib>
+
 #include "engine/model/kv_cache.h"
 #include "engine/model/workspace.h"
 
@@ -9,7 +12,7 @@ using namespace cpuinfer;
 using namespace cpuinfer::model;
 
 TEST_CASE("a matrix in one segment pads its terms to 32 and its outputs to 16") {
-  const PackedMatrix matrix(40, 70, 0, 1);
+  const PackedMatrix matrix(40, 70, 0, UnitSplit::replicated(1));
   CHECK(matrix.units() == 3);
   CHECK(matrix.segments() == 1);
   CHECK(matrix.segment_terms(0) == 70);
@@ -18,28 +21,28 @@ TEST_CASE("a matrix in one segment pads its terms to 32 and its outputs to 16") 
 }
 
 TEST_CASE("segments: all of one length but the last") {
-  const PackedMatrix matrix(16, 600, 256, 1);
+  const PackedMatrix matrix(16, 600, 256, UnitSplit::replicated(1));
   CHECK(matrix.segments() == 3);
   CHECK(matrix.segment_terms(0) == 256);
   CHECK(matrix.segment_terms(2) == 88);
   CHECK(matrix.segment_stride() == 256);
-  const PackedMatrix odd(16, 240, 80, 1);
+  const PackedMatrix odd(16, 240, 80, UnitSplit::replicated(1));
   CHECK(odd.segments() == 3);
   CHECK(odd.segment_stride() == 96);
-  const PackedMatrix shorter(16, 40, 256, 1);
+  const PackedMatrix shorter(16, 40, 256, UnitSplit::replicated(1));
   CHECK(shorter.segments() == 1);
   CHECK(shorter.segment_stride() == 64);
 }
 
 TEST_CASE("units are dealt to nodes whole, and every output can be read back from its node") {
-  PackedMatrix matrix(100, 64, 32, 3);
+  PackedMatrix matrix(100, 64, 32, Placement::even(3).sliced());
   CHECK(matrix.units() == 7);
   std::vector<std::vector<bf16>> memory;
   for (int node = 0; node < 3; ++node) {
     auto& shard = memory.emplace_back(matrix.shard_bytes(node) / sizeof(bf16));
     matrix.place(node, shard.data());
   }
-  CHECK(matrix.shard(0).units == numa::Range{0, 3});
+  CHECK(matrix.shard(0).units == numa::Range{0, 2});
   CHECK(matrix.shard(2).units == numa::Range{5, 7});
   CHECK(matrix.node_of(4) == 1);
   for (int unit = 0; unit < 7; ++unit) {
@@ -67,27 +70,28 @@ TEST_CASE("KV pages come with values of zero, run out with a sentence, and come 
   config.heads = 3;
   config.head_dim = 40;  // padded to 64
   const auto topology = numa::Topology::detect();
-  auto cache = KvCache::create(config, 2, *topology);
+  auto cache = KvCache::create(config, 2, 1, *topology);
   REQUIRE(cache);
   CHECK(KvCache::page_bytes(config) == 2 * 3 * 2 * 256 * 64 * 2);
   CHECK(KvCache::pages_for(0) == 0);
   CHECK(KvCache::pages_for(256) == 1);
   CHECK(KvCache::pages_for(257) == 2);
-  const auto first = cache->allocate();
+  const auto first = cache->allocate({});
   REQUIRE(first);
-  REQUIRE(cache->allocate());
-  const auto third = cache->allocate();
+  REQUIRE(cache->allocate({}));
+  const auto third = cache->allocate({});
   REQUIRE_FALSE(third);
   CHECK(third.error().code == ErrorCode::kDoesNotFit);
   CHECK(third.error().message == "all 2 KV pages (512 tokens) are in use");
   cache->values(1, 2, *first)[7] = to_bf16(3);
   cache->release(*first);
   CHECK(cache->free_pages() == 1);
-  const auto again = cache->allocate();
+  const auto again = cache->allocate({});
   REQUIRE(again);
   CHECK(to_float(cache->values(1, 2, *again)[7]) == 0);
   // Heads and layers do not overlap.
-  CHECK(cache->keys(0, 1, 0) - cache->keys(0, 0, 0) == 2 * 2 * 256 * 64);
+  CHECK(cache->keys(1, 0, 0) - cache->keys(0, 0, 0) == 2 * 2 * 256 * 64);
+  CHECK(cache->keys(0, 1, 0) - cache->keys(0, 0, 0) == 2 * 2 * 2 * 256 * 64);
   CHECK(cache->values(0, 0, 0) - cache->keys(0, 0, 0) == 256 * 64);
 }
 
@@ -106,12 +110,95 @@ TEST_CASE("a workspace is as large as it says") {
   config.moe_layers = {true, false};
   const auto topology = numa::Topology::detect();
   const StepLimits limits = {.rows = 9, .logit_rows = 2, .sequences = 1, .context_tokens = 3000};
-  auto workspace = Workspace::create(config, limits, 2, *topology);
-  REQUIRE(workspace);
-  CHECK(workspace->workers.size() == 2);
-  CHECK(Workspace::bytes(config, limits, 3) > Workspace::bytes(config, limits, 2));
-  // The last piece ends where the memory ends.
-  const char* const begin = reinterpret_cast<const char*>(workspace->residual.data);
-  const char* const end = reinterpret_cast<const char*>(workspace->workers[1].used_experts) + 64;
-  CHECK(end - begin == Workspace::bytes(config, limits, 2));
+  for (const int nodes : {1, 3}) {
+    CAPTURE(nodes);
+    const std::vector<int> workers = {0, 0, nodes / 2, nodes - 1};
+    for (const bool whole : {false, true}) {
+      Placement placement = Placement::even(nodes);
+      if (whole) placement.expert_nodes = {std::vector<int>(5, 0), {}};
+      auto workspace = Workspace::create(config, limits, placement, workers, *topology);
+      REQUIRE(workspace);
+      CHECK(workspace->workers.size() == 4);
+      CHECK((workspace->expert_outputs.data == nullptr) == !whole);
+      const std::vector<int64_t> bytes = Workspace::node_bytes(config, limits, placement, workers);
+      std::vector<int64_t> held(nodes, 0);
+      for (const numa::NodeBuffer& buffer : workspace->memory())
+        for (const numa::NodeSlice& slice : buffer.slices()) held[slice.node] += slice.bytes;
+      CHECK(held == bytes);
+      // The last piece ends where the memory of its node ends.
+      const numa::NodeBuffer& last = workspace->memory().back();
+      CHECK(reinterpret_cast<const std::byte*>(workspace->workers[3].used_experts) + 64 == last.data() + last.size());
+      // Copies are the node's own where there are several.
+      CHECK((workspace->nodes[0].attention.data == workspace->attention.data) == (nodes == 1));
+    }
+  }
+}
+
+TEST_CASE("kv heads and superblocks go around the nodes: each head's stripe has a node, and nodes have equal parts") {
+  for (const int heads : {1, 2, 4, 8}) {
+    for (const int nodes : {1, 2, 3, 4, 6, 8}) {
+      CAPTURE(heads);
+      CAPTURE(nodes);
+      const KvStripes stripes(heads, nodes);
+      std::vector<int> count(nodes, 0);
+      for (int head = 0; head < heads; ++head)
+        for (int stripe = 0; stripe < stripes.stripes(); ++stripe) ++count[stripes.node(head, stripe)];
+      for (const int n : count) CHECK(n == heads * stripes.stripes() / nodes);
+      if (stripes.stripes() > 1) continue;
+      for (int node = 0; node < nodes; ++node)
+        for (int64_t head = stripes.heads_of(node).begin; head < stripes.heads_of(node).end; ++head)
+          CHECK(stripes.node(static_cast<int>(head), 0) == node);
+    }
+  }
+}
+
+TEST_CASE("superblocks of a sequence take turns on the nodes, whoever else has pages") {
+  ModelConfig config;
+  config.layers = 1;
+  config.heads = config.kv_heads = 4;
+  config.head_dim = 32;
+  const auto topology = numa::Topology::detect();
+  auto cache = KvCache::create(config, 42, 8, *topology);
+  REQUIRE(cache);
+  CHECK(cache->stripes().stripes() == 2);
+  int64_t held = 0;
+  for (const numa::NodeBuffer& buffer : cache->memory()) held += buffer.size();
+  CHECK(held == 42 * KvCache::page_bytes(config));
+
+  std::vector<int> one, two;
+  for (int i = 0; i < 42; ++i) {
+    // Two sequences that grow in turns; together they need every page there is.
+    std::vector<int>& pages = i % 3 == 0 ? two : one;
+    const auto page = cache->allocate(pages);
+    REQUIRE(page);
+    pages.push_back(*page);
+  }
+  CHECK(cache->free_pages() == 0);
+  for (int head = 0; head < 4; ++head) {
+    // The first superblocks, while there is a choice.
+    for (int i = 0; i < 12; ++i)
+      CHECK(cache->node_of(head, one[i]) == 2 * head + (cache->node_of(head, one[0]) + i / 4) % 2);
+  }
+  // No two pages share memory.
+  std::vector<const bf16*> begins;
+  for (int page = 0; page < 42; ++page)
+    for (int head = 0; head < 4; ++head) begins.push_back(cache->keys(0, head, page));
+  std::sort(begins.begin(), begins.end());
+  CHECK(std::adjacent_find(begins.begin(), begins.end()) == begins.end());
+}
+
+TEST_CASE("whole experts are dealt by number, and by use where it is known") {
+  for (const int nodes : {1, 2, 3, 8}) {
+    const std::vector<int> alike = balance_experts(128, nodes, {});
+    for (int node = 0; node < nodes; ++node)
+      CHECK(std::abs(std::count(alike.begin(), alike.end(), node) - 128 / nodes) <= 1);
+  }
+  // Two busy experts among idle ones are kept apart; the numbers stay equal.
+  const std::vector<double> usage = {9, 0, 8, 1, 1, 1, 0, 0};
+  const std::vector<int> nodes = balance_experts(8, 2, usage);
+  CHECK(nodes[0] != nodes[2]);
+  CHECK(std::count(nodes.begin(), nodes.end(), 0) == 4);
+  double load[2] = {0, 0};
+  for (int e = 0; e < 8; ++e) load[nodes[e]] += usage[e];
+  CHECK(std::abs(load[0] - load[1]) <= 2);
 }

@@ -138,20 +138,44 @@ TEST_CASE("numerics amx: 1,300 tokens cross leaves and superblocks") {
   check_profile(kLong, "amx", kGemms, kChunks);
 }
 
-TEST_CASE("simulated nodes only move ownership") {
-  for (const char* name : {"moe_many_experts", "long_moe_1300"}) {
+TEST_CASE("nodes and placements only move ownership") {
+  // Fewer nodes than kv heads, as many, more, and numbers that do not divide; whole experts by number and by use.
+  for (const char* name : {"moe_many_experts", "long_moe_1300", "dense_prime_sizes"}) {
     const GoldenCase golden = golden_named(name);
     EngineOptions options;
     options.threads = 1;
     const std::vector<float> expected = logits_of(golden, options);
-    for (const int nodes : {2, 3, 4}) {
-      CAPTURE(name);
-      CAPTURE(nodes);
-      options.nodes = nodes;
-      options.threads = 2 * nodes;
-      check_same_bits(expected, logits_of(golden, options));
+    for (const int nodes : {1, 2, 3, 4, 6, 8}) {
+      for (const bool whole : {false, true}) {
+        for (const int chunk : {3, 256}) {
+          CAPTURE(golden.name);
+          CAPTURE(nodes);
+          CAPTURE(whole);
+          CAPTURE(chunk);
+          options.nodes = nodes;
+          options.threads = nodes + 1;
+          options.whole_experts = whole;
+          options.chunk_tokens = chunk;
+          check_same_bits(expected, logits_of(golden, options));
+        }
+      }
     }
   }
+}
+
+TEST_CASE("experts balanced by use give the same bits") {
+  const GoldenCase golden = golden_named("moe_many_experts");
+  EngineOptions options;
+  options.threads = 3;
+  const std::vector<float> expected = logits_of(golden, options);
+  options.nodes = 3;
+  options.whole_experts = true;
+  auto engine = open_golden(golden, options);
+  REQUIRE(engine);
+  const model::ModelConfig& config = (*engine)->config();
+  options.expert_usage.assign(config.layers, std::vector<double>(config.experts));
+  for (int e = 0; e < config.experts; ++e) options.expert_usage[0][e] = e % 7;
+  check_same_bits(expected, logits_of(golden, options));
 }
 
 TEST_CASE("64 query heads on one kv head: steps of 2 to 4 rows past a superblock") {

@@ -31,7 +31,7 @@ class TemporaryCheckpoint {
     REQUIRE(json);
     const auto config = model::parse_model_config(*json);
     REQUIRE_MESSAGE(config, (config ? "" : config.error().message));
-    const auto model = model::create_model(*config, 1);
+    const auto model = model::create_model(*config, model::Placement::even(1));
     REQUIRE(model);
 
     std::mt19937 random(seed);
