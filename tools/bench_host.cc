@@ -37,7 +37,8 @@ Result<int> bench_host_command(const BenchHostOptions& options) {
     TRY_ASSIGN(host.model, resolve_model(options.model));
   }
   TRY_ASSIGN(const numa::Topology topology, numa::Topology::detect());
-  TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(topology, options.threads, options.nodes));
+  TRY_ASSIGN(const std::unique_ptr<numa::Team> team,
+             numa::Team::create(topology, {.threads = options.threads, .nodes = options.nodes}));
 
   bench::HostFigures figures;
   {

@@ -17,7 +17,8 @@ Result<int> bench_kernels_command(const BenchKernelsOptions& options) {
     TRY_ASSIGN(isa, kernels::cap_isa(isa, options.isa));
   }
   TRY_ASSIGN(const numa::Topology topology, numa::Topology::detect());
-  TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(topology, options.threads, options.nodes));
+  TRY_ASSIGN(const std::unique_ptr<numa::Team> team,
+             numa::Team::create(topology, {.threads = options.threads, .nodes = options.nodes}));
   bench::KernelFigures figures;
   {
     Progress progress(console, "kernels", ProgressUnit::kShare);

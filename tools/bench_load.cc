@@ -21,7 +21,8 @@ Result<int> bench_load_command(const BenchLoadOptions& options) {
   load.warm = options.warm;
   if (options.quick) load.disk_seconds = 0.2;
   TRY_ASSIGN(const numa::Topology topology, numa::Topology::detect());
-  TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(topology, options.threads, options.nodes));
+  TRY_ASSIGN(const std::unique_ptr<numa::Team> team,
+             numa::Team::create(topology, {.threads = options.threads, .nodes = options.nodes}));
   bench::LoadFigures figures;
   {
     std::string stage;

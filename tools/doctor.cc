@@ -163,8 +163,8 @@ Check check_quota(const Machine& machine) {
 
 Check check_pinning(const Machine& machine) {
   if (machine.pinned < machine.workers)
-    return warn("pinning", format("{} of {} threads stayed on their cores", machine.pinned, machine.workers),
-                "allow sched_setaffinity in the sandbox or container");
+    return warn("pinning", "threads do not stay on their cores: the system refuses or ignores that",
+                "allow sched_setaffinity in the sandbox or container; until then cpuinfer runs with --no-pin only");
   return ok("pinning", format("{} thread{}, each on its own core", machine.workers, plural(machine.workers)));
 }
 
@@ -280,7 +280,10 @@ Result<Machine> inspect_machine(const std::string& isa_level, const bench::HostW
     TRY_ASSIGN(used, kernels::cap_isa(isa, isa_level));
   }
   TRY_ASSIGN(numa::Topology topology, numa::Topology::detect());
-  TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(topology));
+  // A refused pinning is a finding of its own.
+  Result<std::unique_ptr<numa::Team>> pinned = numa::Team::create(topology);
+  if (!pinned) pinned = numa::Team::create(topology, {.pin = false});
+  TRY_ASSIGN(const std::unique_ptr<numa::Team> team, std::move(pinned));
   numa::HugePages huge_pages = topology.huge_pages();
   Machine machine{.topology = std::move(topology),
                   .isa = isa,

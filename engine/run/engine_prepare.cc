@@ -135,7 +135,8 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   }
   TRY_ASSIGN(engine->kernels_, kernels::select_fastest_kernels(engine->isa_, {.numerics = engine->options_.numerics,
                                                                               .gemm = engine->options_.gemm}));
-  TRY_ASSIGN(engine->team_, numa::Team::create(engine->topology_, options.threads, options.nodes));
+  TRY_ASSIGN(engine->team_,
+             numa::Team::create(engine->topology_, {.threads = options.threads, .nodes = options.nodes}));
   TRY_ASSIGN(engine->model_, model::create_model(config, engine->team_->nodes()));
   if (engine->checkpoint_) TRY(load::check_tensors(*engine->model_, *engine->checkpoint_));
 

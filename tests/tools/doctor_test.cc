@@ -151,8 +151,8 @@ TEST_CASE("CPUs that this process may not use, or not all the time") {
   expect(fake.check("quota"), Health::kOk, "a control group allows 16.0 CPUs of time", "");
 
   fake.machine.pinned = 3;
-  expect(fake.check("pinning"), Health::kWarn, "3 of 8 threads stayed on their cores",
-         "allow sched_setaffinity in the sandbox or container");
+  expect(fake.check("pinning"), Health::kWarn, "threads do not stay on their cores: the system refuses or ignores that",
+         "allow sched_setaffinity in the sandbox or container; until then cpuinfer runs with --no-pin only");
 }
 
 TEST_CASE("what slows a machine down has a fix") {
