@@ -223,7 +223,7 @@ Result<WeightMemory> allocate_weights(model::Model& model, int nodes, const numa
   for (int node = 0; node < nodes; ++node) {
     int64_t bytes = 0;
     for (const PackedMatrix* matrix : matrices) bytes += round_up(matrix->shard_bytes(node), kAlignment);
-    TRY_ASSIGN(numa::NodeBuffer buffer, numa::NodeBuffer::allocate(bytes, node, topology));
+    TRY_ASSIGN(numa::NodeBuffer buffer, numa::NodeBuffer::allocate(bytes, node, topology, numa::Pages::kLargest));
     std::byte* next = buffer.data();
     for (PackedMatrix* matrix : matrices) {
       matrix->place(node, reinterpret_cast<bf16*>(next));
