@@ -147,7 +147,7 @@ TEST_CASE("simulated nodes only move ownership") {
     for (const int nodes : {2, 3, 4}) {
       CAPTURE(name);
       CAPTURE(nodes);
-      options.nodes = nodes;
+      options.machine.simulated_nodes = nodes;
       options.threads = 2 * nodes;
       check_same_bits(expected, logits_of(golden, options));
     }
