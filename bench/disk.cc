@@ -195,7 +195,7 @@ Result<DiskFigure> measure_disk(const numa::Topology& topology, const DiskOption
   const auto most_bytes = static_cast<int64_t>(static_cast<double>(options.most_bytes) / entries);
   int64_t position = 0;
   for (const int readers : kReaders) {
-    TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(topology, readers, 1));
+    TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(topology, {.threads = readers, .nodes = 1}));
     for (const int64_t block : kBlocks) {
       TRY(watch.check(static_cast<double>(figure.entries.size()) / entries));
       if (!figure.direct)

@@ -7,7 +7,6 @@
 #include "base/check.h"
 #include "base/format.h"
 #include "bench/timing.h"
-#include "numa/topology.h"
 
 namespace cpuinfer::bench {
 namespace {
@@ -56,9 +55,8 @@ Result<LimitSampler> LimitSampler::create(run::Engine& engine, SampleLength leng
   sampler.memory_ = std::make_unique<ReadMemory>(weight_memory(engine));
   const auto too_small = [](const std::vector<ReadSpan>& pieces) { return pieces[0].bytes < kLeastBytes; };
   if (std::ranges::any_of(sampler.memory_->workers, too_small)) {
-    TRY_ASSIGN(const numa::Topology topology, numa::Topology::detect());
-    TRY_ASSIGN(sampler.buffers_,
-               make_read_buffers(engine.team(), topology, 2 * kLeastBytes * engine.workers(), numa::Pages::kHuge));
+    TRY_ASSIGN(sampler.buffers_, make_read_buffers(engine.team(), engine.topology(), 2 * kLeastBytes * engine.workers(),
+                                                   numa::Pages::kHuge));
     *sampler.memory_ = sampler.buffers_.memory;
   }
   TRY_ASSIGN(const ReadSweep sweep,

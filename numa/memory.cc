@@ -24,6 +24,7 @@ namespace cpuinfer::numa {
 namespace {
 
 constexpr int64_t kHugePage = 2_MiB;
+constexpr int64_t kGiantPage = 1_GiB;
 
 int64_t mapped_bytes(int64_t bytes) {
   const int64_t page = bytes >= kHugePage ? kHugePage : static_cast<int64_t>(sysconf(_SC_PAGESIZE));
@@ -45,22 +46,44 @@ void* map_huge_aligned(int64_t bytes) {
   return data;
 }
 
-/// Tells the kernel to take the pages of [data, data + bytes) from node `id`. Preferred, not strict: with a strict
-/// policy the kernel kills the process when the node is full, even if the neighbour has room.
-bool prefer_node(void* data, int64_t bytes, int id) {
+/// Tells the kernel where to take the pages of [data, data + bytes) from. errno if it refuses.
+bool set_policy(void* data, int64_t bytes, int policy, int id) {
   constexpr int kBits = 8 * sizeof(unsigned long);
   std::vector<unsigned long> nodes(static_cast<size_t>(id / kBits + 1), 0);
   nodes.back() = 1ul << (id % kBits);
   // The kernel reads one bit less than it is told.
-  return mbind(data, static_cast<unsigned long>(bytes), MPOL_PREFERRED, nodes.data(), nodes.size() * kBits + 1, 0) == 0;
+  return mbind(data, static_cast<unsigned long>(bytes), policy, nodes.data(), nodes.size() * kBits + 1, 0) == 0;
 }
 
+/// Asks for the pages of [data, data + bytes) on a node. Preferred, not strict: with a strict policy the kernel kills
+/// the process when the node is full, even if the neighbour has room.
 Result<void> bind_to_node(void* data, int64_t bytes, int node, const Topology& topology) {
-  if (!topology.is_this_machine() || topology.nodes().size() == 1) return {};
+  if (!topology.binds_memory()) return {};
   const int id = topology.home(node).id;
-  if (!prefer_node(data, bytes, id))
-    log_warn("memory could not be bound to NUMA node {} ({}); it will be slower", id, std::strerror(errno));
-  return {};
+  if (set_policy(data, bytes, MPOL_PREFERRED, id)) return {};
+  const int error = errno;
+  return fail(
+      ErrorCode::kRuntime,
+      format("{} could not be bound to NUMA node {} (mbind: {}); {}, or run with --no-pin: memory then lies where "
+             "the system wants, and may be slower",
+             format_bytes(bytes), id, std::strerror(error),
+             error == EINVAL ? "let the process's cpuset allow this node (cpuset.mems)"
+                             : "give the container CAP_SYS_NICE or allow mbind in its seccomp profile"));
+}
+
+/// Maps `bytes` zeros in reserved pages of 1 GiB (`bytes` is a multiple) of node `id`. nullptr if there are not enough.
+/// All pages are taken at once: a page that turns out to be missing at the first write would kill the process.
+void* map_giant(int64_t bytes, int id, bool bound) {
+  constexpr int kOneGiB = 30 << MAP_HUGE_SHIFT;  // MAP_HUGE_1GB of <linux/mman.h>
+  constexpr int kPopulateWrite = 23;             // MADV_POPULATE_WRITE, Linux 5.14
+  const auto length = static_cast<size_t>(bytes);
+  void* const data =
+      mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | kOneGiB, -1, 0);
+  if (data == MAP_FAILED) return nullptr;
+  // Strict here: the kernel then says that the node has too few instead of taking a neighbour's.
+  if ((!bound || set_policy(data, bytes, MPOL_BIND, id)) && madvise(data, length, kPopulateWrite) == 0) return data;
+  munmap(data, length);
+  return nullptr;
 }
 
 }  // namespace
@@ -82,6 +105,20 @@ Result<NodeBuffer> NodeBuffer::allocate(int64_t bytes, int node, const Topology&
   // Beyond any address space; also keeps the rounding below from overflowing.
   if (bytes > (int64_t{1} << 56)) return does_not_fit();
 
+  if (pages == Pages::kLargest && bytes >= kGiantPage && topology.pins_threads()) {
+    const Node& home = topology.home(node);
+    const int64_t giant = ceil_div(bytes, kGiantPage);
+    void* const taken =
+        giant <= home.reserved.free_1g ? map_giant(giant * kGiantPage, home.id, topology.binds_memory()) : nullptr;
+    if (taken != nullptr) {
+      log_debug("node {}: {} in {} reserved pages of 1 GiB", home.id, format_bytes(bytes), giant);
+      buffer.data_ = static_cast<std::byte*>(taken);
+      buffer.size_ = bytes;
+      buffer.mapped_ = giant * kGiantPage;
+      return buffer;
+    }
+  }
+
   const int64_t length = mapped_bytes(bytes);
   void* data = nullptr;
   if (length >= kHugePage) {
@@ -93,10 +130,11 @@ Result<NodeBuffer> NodeBuffer::allocate(int64_t bytes, int node, const Topology&
   if (data == nullptr) return does_not_fit();
   buffer.data_ = static_cast<std::byte*>(data);
   buffer.size_ = bytes;
+  buffer.mapped_ = length;
 
   // Refused where the kernel has no huge pages, which costs speed and nothing else; `doctor` reports it.
   if (length >= kHugePage)
-    madvise(data, static_cast<size_t>(length), pages == Pages::kHuge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    madvise(data, static_cast<size_t>(length), pages == Pages::kSmall ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
   TRY(bind_to_node(data, length, node, topology));
   return buffer;
 }
@@ -147,14 +185,15 @@ int64_t NodeBuffer::huge_page_bytes() const {
     int64_t kib = 0;
     if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " ", &from, &to) == 2)
       inside = from < begin + static_cast<uintptr_t>(size_) && begin < to;
-    else if (inside && std::sscanf(line.c_str(), "AnonHugePages: %" SCNd64 " kB", &kib) == 1)
+    else if (inside && (std::sscanf(line.c_str(), "AnonHugePages: %" SCNd64 " kB", &kib) == 1 ||
+                        std::sscanf(line.c_str(), "Private_Hugetlb: %" SCNd64 " kB", &kib) == 1))
       bytes = std::max<int64_t>(bytes, 0) + kib * 1024;
   }
   return std::min(bytes, size_);
 }
 
 NodeBuffer::~NodeBuffer() {
-  if (data_ != nullptr) munmap(data_, static_cast<size_t>(mapped_bytes(size_)));
+  if (data_ != nullptr) munmap(data_, static_cast<size_t>(mapped_));
 }
 
 }  // namespace cpuinfer::numa

@@ -10,7 +10,6 @@
 
 #include "base/check.h"
 #include "base/format.h"
-#include "base/log.h"
 
 #ifdef CPUINFER_TEAM_THREADS
 #include <thread>
@@ -21,7 +20,6 @@
 namespace cpuinfer::numa {
 namespace {
 
-constexpr int kMaxWorkers = 4096;
 // A pause is 40-140 cycles: 500 of them are 10-30 us, about the imbalance between workers of one phase.
 constexpr int kSpins = 500;
 constexpr int kSpinsOversubscribed = 10;
@@ -83,86 +81,30 @@ bool get_affinity(Mask& mask) {
   return sched_getaffinity(0, sizeof(mask), reinterpret_cast<cpu_set_t*>(mask.data())) == 0;
 }
 
-/// How many of `threads` each of `nodes` nodes gets. Machine nodes: one physical core after the other, node by node in
-/// turn, then siblings, then without limit. Simulated nodes: evenly.
-std::vector<int> deal(const Topology& topology, int threads, int nodes) {
-  std::vector<int> counts(static_cast<size_t>(nodes), 0);
-  if (static_cast<size_t>(nodes) > topology.nodes().size()) {
-    for (int n = 0; n < nodes; ++n) counts[static_cast<size_t>(n)] = static_cast<int>(split(threads, nodes, n).count());
-    return counts;
-  }
-  int left = threads;
-  const auto fill = [&](auto limit_of) {
-    for (bool dealt = true; dealt && left > 0;) {
-      dealt = false;
-      for (size_t n = 0; n < counts.size() && left > 0; ++n) {
-        if (counts[n] >= limit_of(topology.nodes()[n])) continue;
-        ++counts[n];
-        --left;
-        dealt = true;
-      }
-    }
-  };
-  fill([](const Node& node) { return node.cores; });
-  fill([](const Node& node) { return static_cast<int>(node.cpus.size()); });
-  fill([](const Node&) { return kMaxWorkers; });
-  return counts;
-}
-
 }  // namespace
 
-Result<std::unique_ptr<Team>> Team::create(const Topology& topology, int threads, int nodes) {
-  const int machine_nodes = static_cast<int>(topology.nodes().size());
-  if (threads < 0 || threads > kMaxWorkers)
-    return fail(ErrorCode::kUsage, format("{} threads: expected 1 to {}, or 0 for one per physical core ({} here)",
-                                          threads, kMaxWorkers, topology.cores()));
-  if (nodes < 0 || nodes > kMaxWorkers)
-    return fail(ErrorCode::kUsage, format("{} nodes: expected 1 to {}, or 0 for all of the machine ({} here)", nodes,
-                                          kMaxWorkers, machine_nodes));
-  if (nodes == 0) nodes = threads == 0 ? machine_nodes : std::min(machine_nodes, threads);
-  if (threads == 0) {
-    for (int n = 0; n < std::min(nodes, machine_nodes); ++n) threads += topology.nodes()[static_cast<size_t>(n)].cores;
-    threads = std::max(threads, nodes);
-  }
-  if (threads < nodes)
-    return fail(ErrorCode::kUsage, format("{} threads cannot serve {} nodes: every node needs a thread; use at least "
-                                          "{} threads or at most {} nodes",
-                                          threads, nodes, nodes, threads));
-
-  // Workers of one home node take its CPUs in order. When there are more workers than CPUs they share them all and the
-  // scheduler moves them: two pinned to one CPU would wait for each other while another CPU idles.
-  const std::vector<int> counts = deal(topology, threads, nodes);
-  std::vector<int> wanted(static_cast<size_t>(machine_nodes), 0);
-  for (int n = 0; n < nodes; ++n) wanted[static_cast<size_t>(n % machine_nodes)] += counts[static_cast<size_t>(n)];
-  std::vector<int> taken(static_cast<size_t>(machine_nodes), 0);
+Result<std::unique_ptr<Team>> Team::create(const Topology& topology, const TeamOptions& options) {
+  TRY_ASSIGN(TeamLayout layout, plan_team(topology, options));
+  const int threads = static_cast<int>(layout.workers.size());
+  const bool pin = options.pin && topology.pins_threads();
   std::vector<Place> places;
-  bool oversubscribed = false;
-  for (int n = 0; n < nodes; ++n) {
-    const Node& home = topology.home(n);
-    const size_t home_index = static_cast<size_t>(n % machine_nodes);
-    const bool shared = wanted[home_index] > static_cast<int>(home.cpus.size());
-    oversubscribed |= shared;
-    for (int r = 0; r < counts[static_cast<size_t>(n)]; ++r) {
-      Place place;
-      place.worker = {.rank = static_cast<int>(places.size()),
-                      .count = threads,
-                      .node = n,
-                      .nodes = nodes,
-                      .rank_in_node = r,
-                      .count_in_node = counts[static_cast<size_t>(n)]};
-      if (topology.is_this_machine()) {
-        if (shared) {
-          for (int cpu : home.cpus) add_cpu(place.cpus, cpu);
-        } else {
-          add_cpu(place.cpus, home.cpus[static_cast<size_t>(taken[home_index]++)]);
-        }
-      }
-      places.push_back(place);
-    }
+  for (const WorkerPlace& planned : layout.workers) {
+    Place place;
+    place.worker = {.rank = static_cast<int>(places.size()),
+                    .count = threads,
+                    .node = planned.node,
+                    .nodes = layout.nodes,
+                    .rank_in_node = planned.rank_in_node,
+                    .count_in_node = planned.count_in_node};
+    if (pin)
+      for (int cpu : planned.cpus) add_cpu(place.cpus, cpu);
+    places.push_back(place);
   }
-  if (!topology.is_this_machine()) oversubscribed = true;  // nothing is known about the real CPUs
+  // Of a machine that is not there nothing is known about the real CPUs; threads that are not pinned may meet on one.
+  const bool oversubscribed = layout.oversubscribed || !pin;
 
-  std::unique_ptr<Team> team(new Team(std::move(places), nodes, oversubscribed));
+  std::unique_ptr<Team> team(new Team(std::move(places), layout.nodes, oversubscribed));
+  team->layout_ = std::move(layout);
   std::atomic<int> pinned{0};
   std::atomic<int> refused{0};
   std::atomic<int> refusal{0};
@@ -188,9 +130,19 @@ Result<std::unique_ptr<Team>> Team::create(const Topology& topology, int threads
                        threads));
   team->pinned_ = pinned;
   if (refused > 0)
-    log_warn("{} of {} threads could not be pinned to their CPUs ({}); speed will vary", refused.load(), threads,
-             refusal != 0 ? std::strerror(refusal) : "the system ignored the request");
+    return fail(
+        ErrorCode::kRuntime,
+        format("{} of {} threads could not be pinned to their CPUs ({}); allow sched_setaffinity in the sandbox "
+               "or container, or run with --no-pin, at varying speed",
+               refused.load(), threads, refusal != 0 ? std::strerror(refusal) : "the system ignored the request"));
   return team;
+}
+
+std::vector<WorkerPlacement> Team::where() const {
+  std::vector<WorkerPlacement> placements;
+  for (size_t rank = 0; rank < places_.size(); ++rank)
+    placements.push_back({layout_.workers[rank].node, layout_.workers[rank].cpus, places_[rank].last_cpu});
+  return placements;
 }
 
 Team::Team(std::vector<Place> places, int nodes, bool oversubscribed)
@@ -234,6 +186,7 @@ void Team::run_as(int rank, Work work, const void* callable) {
   work(callable, worker);
 
   _mm_setcsr(mxcsr);
+  place.last_cpu = sched_getcpu();  // before the caller's affinity comes back
   if (restore) set_affinity(before);
 }
 

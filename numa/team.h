@@ -10,6 +10,7 @@
 #include "base/result.h"
 #include "numa/barrier.h"
 #include "numa/shard.h"
+#include "numa/team_layout.h"
 #include "numa/topology.h"
 #include "numa/work_ranges.h"
 
@@ -45,15 +46,20 @@ struct Worker {
   WorkRanges* ranges = nullptr;
 };
 
+/// Where a worker was to run, and where it did.
+struct WorkerPlacement {
+  int node = 0;           ///< index of its node
+  std::vector<int> cpus;  ///< where it was to run, also if it is not pinned
+  int last_cpu = -1;      ///< where it was at the end of the last run(); -1: before the first
+};
+
 /// A fixed set of workers, pinned to physical cores and grouped by node. Create once, run() many times. run() is to be
 /// called by one thread at a time and not from inside run(); the calling thread is worker 0.
 class Team {
  public:
-  /// threads: 0 = one per physical core of the nodes in use. nodes: 0 = all (as far as there are threads); a machine's
-  /// first `nodes` if it has more; if it has fewer, threads are dealt to that many simulated nodes, for tests.
-  /// Threads beyond the CPUs of a node share all its CPUs. A refused pinning is one warning, not an error.
-  /// Errors: kUsage (negative or absurd numbers, fewer threads than nodes), kRuntime (OpenMP gives fewer threads).
-  static Result<std::unique_ptr<Team>> create(const Topology& topology, int threads = 0, int nodes = 0);
+  /// The workers of plan_team(), pinned if the options and the topology say so.
+  /// Errors: kUsage (of plan_team), kRuntime (OpenMP gives fewer threads, the system refuses or ignores the pinning).
+  static Result<std::unique_ptr<Team>> create(const Topology& topology, const TeamOptions& options = {});
 
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
@@ -63,9 +69,10 @@ class Team {
   int nodes() const { return nodes_; }
   /// [workers] the node of each.
   std::vector<int> worker_nodes() const;
-  /// Workers that were found where they were pinned. Less than workers() if the system refused, 0 on a synthetic
-  /// topology.
+  /// Workers that are pinned: all, or 0 on a synthetic topology and if nothing was to be pinned.
   int pinned() const { return pinned_; }
+  /// By rank. Not to be called during run().
+  std::vector<WorkerPlacement> where() const;
 
   /// Calls work(Worker&) once in every worker at the same time and returns when all have returned. During the call the
   /// floating-point environment of every worker is round-to-nearest, no traps, subnormals are zero (FTZ and DAZ);
@@ -84,7 +91,8 @@ class Team {
   using CpuMask = std::array<unsigned long, 8192 / (8 * sizeof(unsigned long))>;
   struct Place {
     Worker worker;
-    CpuMask cpus{};  ///< where it may run; empty: anywhere
+    CpuMask cpus{};     ///< where it may run; empty: anywhere
+    int last_cpu = -1;  ///< where it was at the end of the last run
   };
   using Work = void (*)(const void* callable, Worker& worker) noexcept;
 
@@ -93,6 +101,7 @@ class Team {
   void run_as(int rank, Work work, const void* callable);
 
   std::vector<Place> places_;
+  TeamLayout layout_;
   int nodes_ = 1;
   int pinned_ = 0;
   std::unique_ptr<Barrier> barrier_;  // a rank per node

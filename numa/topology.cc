@@ -1,208 +1,192 @@
 #include "numa/topology.h"
 
-#include <hwloc.h>
-
 #include <algorithm>
-#include <fstream>
-#include <memory>
-#include <sstream>
-#include <string_view>
+#include <map>
 
 #include "base/check.h"
 #include "base/format.h"
-
-#ifndef CPUINFER_TEAM_THREADS
-#include <omp.h>
-#endif
+#include "numa/cpu_list.h"
 
 namespace cpuinfer::numa {
 namespace {
 
-struct DestroyTopology {
-  void operator()(hwloc_topology* topology) const { hwloc_topology_destroy(topology); }
-};
-using TopologyHandle = std::unique_ptr<hwloc_topology, DestroyTopology>;
+constexpr int kLocal = 10;
+constexpr int kUnknown = 20;
 
-struct FreeBitmap {
-  void operator()(hwloc_bitmap_s* bitmap) const { hwloc_bitmap_free(bitmap); }
-};
-using Bitmap = std::unique_ptr<hwloc_bitmap_s, FreeBitmap>;
-
-std::string first_line(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
-
-/// A file that holds one number; 0 if it is not there.
-int64_t number_in(const std::string& path) {
-  std::ifstream file(path);
-  int64_t value = 0;
-  file >> value;
-  return file ? value : 0;
-}
-
-/// Free memory of a node: what is free, and the page cache, which the kernel drops first. Lines of the file look like
-/// "Node 0 MemFree:  21023816 kB". -1 if the system does not say.
-int64_t node_free_bytes(int id) {
-  std::ifstream file(format("/sys/devices/system/node/node{}/meminfo", id));
-  int64_t free_kib = -1;
-  int64_t cache_kib = 0;
-  for (std::string line; std::getline(file, line);) {
-    std::istringstream words(line);
-    std::string node, number, key;
-    int64_t kib = 0;
-    if (!(words >> node >> number >> key >> kib)) continue;
-    if (key == "MemFree:") free_kib = kib;
-    if (key == "Active(file):" || key == "Inactive(file):") cache_kib += kib;
-  }
-  return free_kib < 0 ? -1 : (free_kib + cache_kib) * 1024;
-}
-
-/// "MemAvailable" and the like of /proc/meminfo in bytes; -1 if it is not there.
-int64_t system_memory_bytes(std::string_view wanted) {
-  std::ifstream file("/proc/meminfo");
-  std::string key;
-  for (int64_t kib = 0; file >> key >> kib; file.ignore(256, '\n'))
-    if (key == wanted) return kib * 1024;
-  return -1;
-}
-
-HugePages read_huge_pages() {
-  const std::string dir = "/sys/kernel/mm/";
-  HugePages pages;
-  pages.total_2m = number_in(dir + "hugepages/hugepages-2048kB/nr_hugepages");
-  pages.free_2m = number_in(dir + "hugepages/hugepages-2048kB/free_hugepages");
-  pages.total_1g = number_in(dir + "hugepages/hugepages-1048576kB/nr_hugepages");
-  pages.free_1g = number_in(dir + "hugepages/hugepages-1048576kB/free_hugepages");
-  // "always [madvise] never": the chosen word is in brackets.
-  const std::string modes = first_line(dir + "transparent_hugepage/enabled");
-  const size_t open = modes.find('[');
-  const size_t close = modes.find(']');
-  if (open != modes.npos && close != modes.npos && open < close)
-    pages.transparent = modes.substr(open + 1, close - open - 1);
-  return pages;
-}
-
-std::string read_cpu_model(hwloc_topology_t topology) {
-  const char* const model = hwloc_obj_get_info_by_name(hwloc_get_root_obj(topology), "CPUModel");
-  if (model != nullptr) return model;
-  const hwloc_obj_t package = hwloc_get_obj_by_type(topology, HWLOC_OBJ_PACKAGE, 0);
-  const char* const of_package = package == nullptr ? nullptr : hwloc_obj_get_info_by_name(package, "CPUModel");
-  return of_package == nullptr ? "unknown" : of_package;
-}
-
-/// The CPUs of `cpus`, one of each core first, then the second of each core, and so on. `cores`: how many cores.
-std::vector<int> cores_first(hwloc_topology_t topology, hwloc_const_bitmap_t cpus, int& cores) {
-  // by_place[p]: the p-th usable CPU of each core, in hwloc's order. Without core objects (some virtual machines) every
-  // CPU counts as a core.
-  std::vector<std::vector<int>> by_place;
-  hwloc_obj_t last_core = nullptr;
-  size_t place = 0;
-  for (hwloc_obj_t pu = nullptr; (pu = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_PU, pu)) != nullptr;) {
-    if (!hwloc_bitmap_isset(cpus, pu->os_index)) continue;
-    const hwloc_obj_t core = hwloc_get_ancestor_obj_by_type(topology, HWLOC_OBJ_CORE, pu);
-    place = core != nullptr && core == last_core ? place + 1 : 0;
-    last_core = core;
+/// Gives `node` the CPUs of `cpus`: one of each core first, then the second of each core, and so on.
+void set_cpus(Node& node, const std::vector<SystemCpu>& cpus) {
+  std::vector<std::vector<SystemCpu>> by_place;  // by_place[p]: the p-th CPU of each core
+  std::map<int, size_t> seen;                    // CPUs of a core so far
+  for (const SystemCpu& cpu : cpus) {
+    const size_t place = seen[cpu.core]++;
     if (place == by_place.size()) by_place.emplace_back();
-    by_place[place].push_back(static_cast<int>(pu->os_index));
+    by_place[place].push_back(cpu);
   }
-  cores = by_place.empty() ? 0 : static_cast<int>(by_place[0].size());
-  std::vector<int> order;
-  for (const std::vector<int>& of_place : by_place) order.insert(order.end(), of_place.begin(), of_place.end());
-  return order;
+  node.cores = by_place.empty() ? 0 : static_cast<int>(by_place[0].size());
+  node.cpus.clear();
+  node.core_of.clear();
+  for (const std::vector<SystemCpu>& of_place : by_place) {
+    for (const SystemCpu& cpu : of_place) {
+      node.cpus.push_back(cpu.id);
+      node.core_of.push_back(cpu.core);
+    }
+  }
 }
 
-/// The CPUs that the calling thread may run on. OMP_PROC_BIND and OMP_PLACES make OpenMP bind the initial thread to
-/// the first place before main() starts; then all places together are what the process may use.
-Bitmap bound_cpus(hwloc_topology_t topology) {
-  Bitmap bound(hwloc_bitmap_alloc());
-  if (hwloc_get_cpubind(topology, bound.get(), HWLOC_CPUBIND_THREAD) != 0) hwloc_bitmap_fill(bound.get());
-#ifndef CPUINFER_TEAM_THREADS
-  const auto add_place = [](hwloc_bitmap_s* set, int place) {
-    std::vector<int> cpus(static_cast<size_t>(omp_get_place_num_procs(place)));
-    omp_get_place_proc_ids(place, cpus.data());
-    for (int cpu : cpus) hwloc_bitmap_set(set, static_cast<unsigned>(cpu));
-  };
-  if (const int place = omp_get_place_num(); place >= 0) {
-    const Bitmap here(hwloc_bitmap_alloc());
-    add_place(here.get(), place);
-    if (hwloc_bitmap_isequal(here.get(), bound.get()))
-      for (int other = 0; other < omp_get_num_places(); ++other) add_place(bound.get(), other);
-  }
-#endif
-  return bound;
+std::vector<int> ids_of(std::span<const SystemCpu> cpus) {
+  std::vector<int> ids;
+  for (const SystemCpu& cpu : cpus) ids.push_back(cpu.id);
+  std::ranges::sort(ids);
+  return ids;
+}
+
+std::vector<int> ids_of(std::span<const Node> nodes) {
+  std::vector<int> ids;
+  for (const Node& node : nodes) ids.push_back(node.id);
+  return ids;
+}
+
+bool holds(const std::vector<int>& list, int value) { return std::ranges::find(list, value) != list.end(); }
+
+/// "node 0", "nodes 0-3".
+std::string nodes_text(const std::vector<int>& ids) {
+  return format("node{} {}", ids.size() == 1 ? "" : "s", list_text(ids));
 }
 
 }  // namespace
 
-/// Fills a Topology from a loaded hwloc topology.
-class TopologyReader {
- public:
-  static Result<Topology> read(hwloc_topology_t source, bool is_this_machine) {
-    Topology topology;
-    topology.is_this_machine_ = is_this_machine;
-    topology.cpu_model_ = is_this_machine ? read_cpu_model(source) : "synthetic";
-    if (is_this_machine) topology.huge_pages_ = read_huge_pages();
-
-    // hwloc already leaves out what the cpuset forbids; the affinity mask (taskset, a batch system) it does not.
-    const Bitmap usable(hwloc_bitmap_dup(hwloc_topology_get_allowed_cpuset(source)));
-    if (is_this_machine) {
-      const Bitmap bound = bound_cpus(source);
-      hwloc_bitmap_and(usable.get(), usable.get(), bound.get());
-    }
-
-    for (hwloc_obj_t object = nullptr;
-         (object = hwloc_get_next_obj_by_type(source, HWLOC_OBJ_NUMANODE, object)) != nullptr;) {
-      const Bitmap cpus(hwloc_bitmap_alloc());
-      hwloc_bitmap_and(cpus.get(), object->cpuset, usable.get());
-      // Memory without CPUs (CXL expanders, HBM as a node of its own) and a second memory of the same CPUs: nobody
-      // computes there.
-      hwloc_bitmap_andnot(usable.get(), usable.get(), cpus.get());
-      Node node;
-      node.id = static_cast<int>(object->os_index);
-      node.cpus = cores_first(source, cpus.get(), node.cores);
-      if (node.cpus.empty()) continue;
-      node.memory_bytes = static_cast<int64_t>(object->attr->numanode.local_memory);
-      node.free_bytes = is_this_machine ? node_free_bytes(node.id) : node.memory_bytes;
-      if (node.free_bytes < 0) node.free_bytes = node.memory_bytes;
-      topology.nodes_.push_back(std::move(node));
-    }
-    // Guests whose memory grows and shrinks (balloons, hot-plug) may count less in their only node than they have.
-    if (is_this_machine && hwloc_get_nbobjs_by_type(source, HWLOC_OBJ_NUMANODE) == 1 && topology.nodes_.size() == 1) {
-      Node& node = topology.nodes_.front();
-      node.memory_bytes = std::max(node.memory_bytes, system_memory_bytes("MemTotal:"));
-      node.free_bytes = std::max(node.free_bytes, system_memory_bytes("MemAvailable:"));
-    }
-    if (topology.nodes_.empty())
-      return fail(
-          ErrorCode::kRuntime,
-          "the system names no NUMA node with a CPU that this process may use; look at /sys/devices/system/node "
-          "and the process's cpuset");
-    std::sort(topology.nodes_.begin(), topology.nodes_.end(), [](const Node& a, const Node& b) { return a.id < b.id; });
-    return topology;
+Result<Topology> Topology::from(SystemNodes system) {
+  std::ranges::sort(system.nodes, {}, &SystemNode::id);
+  Topology topology;
+  for (size_t from = 0; from < system.nodes.size(); ++from) {
+    std::vector<int> row = from < system.distances.size() ? system.distances[from] : std::vector<int>{};
+    row.resize(system.nodes.size(), 0);
+    topology.distances_.emplace_back(system.nodes[from].id, std::move(row));
   }
-};
+  // A sandbox may hide how much there is.
+  const bool sizes_known = std::ranges::any_of(system.nodes, [](const SystemNode& n) { return n.memory_bytes > 0; });
+  std::vector<SystemNode*> hosts, idle;
+  std::vector<MemorylessNode> orphans;
+  std::vector<std::vector<SystemCpu>> orphan_cpus;
+  for (SystemNode& node : system.nodes) {
+    if (!node.allowed && node.memory_bytes > 0) topology.unreachable_memory_.push_back(node.id);
+    if (node.allowed && (node.memory_bytes > 0 || !sizes_known)) {
+      (node.cpus.empty() ? idle : hosts).push_back(&node);
+    } else if (!node.cpus.empty()) {
+      orphans.push_back({node.id, ids_of(node.cpus), 0});
+      orphan_cpus.push_back(std::move(node.cpus));
+    }
+  }
+  if (!system.homeless.empty()) {
+    orphans.push_back({-1, ids_of(system.homeless), 0});
+    orphan_cpus.push_back(std::move(system.homeless));
+  }
+  topology.machine_memories_ = static_cast<int>(hosts.size() + idle.size());
+  // The nearest node that computes anyway; memory without CPUs only where there is no other.
+  const std::vector<SystemNode*>& near = hosts.empty() ? idle : hosts;
+  for (size_t i = 0; i < orphans.size() && !near.empty(); ++i) {
+    SystemNode& host = **std::ranges::min_element(
+        near, {}, [&](const SystemNode* node) { return topology.distance_of_ids(orphans[i].id, node->id); });
+    orphans[i].served_by = host.id;
+    host.cpus.insert(host.cpus.end(), orphan_cpus[i].begin(), orphan_cpus[i].end());
+  }
+  topology.memoryless_ = std::move(orphans);
 
-Result<Topology> Topology::detect() {
-  hwloc_topology_t raw = nullptr;
-  if (hwloc_topology_init(&raw) != 0) return fail(ErrorCode::kRuntime, "hwloc could not start: no memory");
-  const TopologyHandle handle(raw);
-  if (hwloc_topology_load(raw) != 0)
-    return fail(ErrorCode::kRuntime, "hwloc could not read the machine's topology; is /sys mounted?");
-  // HWLOC_SYNTHETIC and HWLOC_XMLFILE in the environment describe another machine: nothing to pin to there.
-  return TopologyReader::read(raw, hwloc_topology_is_thissystem(raw) != 0);
+  for (const SystemNode& from : system.nodes) {
+    if (!from.allowed || (from.memory_bytes == 0 && sizes_known)) continue;
+    Node node{.id = from.id,
+              .cpus = {},
+              .core_of = {},
+              .memory_bytes = from.memory_bytes,
+              .free_bytes = from.free_bytes < 0 ? from.memory_bytes : from.free_bytes,
+              .reserved = from.reserved};
+    set_cpus(node, from.cpus);
+    (node.cpus.empty() ? topology.memory_only_ : topology.nodes_).push_back(std::move(node));
+  }
+  if (topology.nodes_.empty())
+    return fail(ErrorCode::kRuntime,
+                "the system names no NUMA node with a CPU and memory that this process may use; look at "
+                "/sys/devices/system/node and the process's cpuset");
+  return topology;
 }
 
-Result<Topology> Topology::synthetic(std::string_view description) {
-  hwloc_topology_t raw = nullptr;
-  if (hwloc_topology_init(&raw) != 0) return fail(ErrorCode::kRuntime, "hwloc could not start: no memory");
-  const TopologyHandle handle(raw);
-  if (hwloc_topology_set_synthetic(raw, std::string(description).c_str()) != 0 || hwloc_topology_load(raw) != 0)
-    return fail(ErrorCode::kUsage,
-                format("\"{}\" describes no machine; expected something like \"numa:2 core:8 pu:2\"", description));
-  return TopologyReader::read(raw, false);
+int Topology::index_of(int id) const {
+  const auto found = std::ranges::find(nodes_, id, &Node::id);
+  return found == nodes_.end() ? -1 : static_cast<int>(found - nodes_.begin());
+}
+
+Result<void> Topology::check_nodes(const std::vector<int>& node_ids) const {
+  const std::string there = nodes_text(ids_of(nodes_));
+  for (int id : node_ids) {
+    if (index_of(id) >= 0) continue;
+    if (std::ranges::find(memory_only_, id, &Node::id) != memory_only_.end())
+      return fail(ErrorCode::kUsage,
+                  format("node {} has memory but no CPU that may be used; threads can run on {}", id, there));
+    const auto memoryless = std::ranges::find(memoryless_, id, &MemorylessNode::id);
+    if (memoryless != memoryless_.end())
+      return fail(ErrorCode::kUsage, format("node {} has no memory that may be used, its CPUs belong to node {}; this "
+                                            "machine has {}",
+                                            id, memoryless->served_by, there));
+    return fail(ErrorCode::kUsage, format("node {} does not exist or may not be used; this machine has {}", id, there));
+  }
+  return {};
+}
+
+Result<void> Topology::check_cpus(const std::vector<int>& node_ids, const std::vector<int>& cpu_ids) const {
+  std::vector<int> all;
+  for (const Node& node : nodes_) all.insert(all.end(), node.cpus.begin(), node.cpus.end());
+  std::ranges::sort(all);
+  for (int cpu : cpu_ids)
+    if (!holds(all, cpu))
+      return fail(ErrorCode::kUsage, format("CPU {} does not exist or may not be used; this process may use CPU{} {}",
+                                            cpu, all.size() == 1 ? "" : "s", list_text(all)));
+  if (node_ids.empty()) return {};
+  for (const Node& node : nodes_) {
+    const bool wanted = holds(node_ids, node.id);
+    const auto in_use = std::ranges::find_if(cpu_ids, [&](int cpu) { return holds(node.cpus, cpu); });
+    if (in_use != cpu_ids.end() && !wanted)
+      return fail(ErrorCode::kUsage, format("CPU {} is on node {}, but only {} {} to be used", *in_use, node.id,
+                                            nodes_text(node_ids), node_ids.size() == 1 ? "is" : "are"));
+    if (in_use == cpu_ids.end() && wanted)
+      return fail(ErrorCode::kUsage,
+                  format("node {} is to be used, but none of its CPUs is among CPUs {}", node.id, list_text(cpu_ids)));
+  }
+  return {};
+}
+
+Result<Topology> Topology::restricted(const std::vector<int>& node_ids, const std::vector<int>& cpu_ids) const {
+  TRY(check_nodes(node_ids));
+  if (!cpu_ids.empty()) TRY(check_cpus(node_ids, cpu_ids));
+  Topology part = *this;
+  std::erase_if(part.nodes_, [&](const Node& node) { return !node_ids.empty() && !holds(node_ids, node.id); });
+  if (cpu_ids.empty()) return part;
+  for (Node& node : part.nodes_) {
+    std::vector<SystemCpu> kept;
+    for (size_t i = 0; i < node.cpus.size(); ++i)
+      if (holds(cpu_ids, node.cpus[i])) kept.push_back({node.cpus[i], node.core_of[i]});
+    std::ranges::stable_sort(kept, {}, &SystemCpu::core);
+    set_cpus(node, kept);
+  }
+  std::erase_if(part.nodes_, [](const Node& node) { return node.cpus.empty(); });
+  return part;
+}
+
+Topology Topology::unpinned() const {
+  Topology same = *this;
+  same.unpinned_ = true;
+  return same;
+}
+
+int Topology::distance_of_ids(int from, int to) const {
+  if (from == to) return kLocal;
+  const auto place = [&](int id) {
+    return std::ranges::find(distances_, id, [](const auto& row) { return row.first; });
+  };
+  const auto row = place(from);
+  const auto column = place(to);
+  if (row == distances_.end() || column == distances_.end()) return kUnknown;
+  const int found = row->second[static_cast<size_t>(column - distances_.begin())];
+  return found > 0 ? found : kUnknown;
 }
 
 Topology Topology::with_memory(std::span<const int64_t> node_bytes) const {

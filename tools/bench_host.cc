@@ -4,6 +4,7 @@
 
 #include "bench/host.h"
 #include "bench/host_report.h"
+#include "numa/machine_selection.h"
 #include "tools/commands.h"
 #include "tools/exit_codes.h"
 #include "tools/output.h"
@@ -36,8 +37,8 @@ Result<int> bench_host_command(const BenchHostOptions& options) {
   } else {
     TRY_ASSIGN(host.model, resolve_model(options.model));
   }
-  TRY_ASSIGN(const numa::Topology topology, numa::Topology::detect());
-  TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(topology, options.threads, options.nodes));
+  TRY_ASSIGN(const numa::Selection use, numa::select_from_machine(options.machine, options.threads));
+  TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(use.topology, use.team));
 
   bench::HostFigures figures;
   {
@@ -47,7 +48,7 @@ Result<int> bench_host_command(const BenchHostOptions& options) {
                                    if (stage != what) progress.emplace(console, stage = what, ProgressUnit::kShare);
                                    progress->update(static_cast<int64_t>(1000 * done), 1000);
                                  }};
-    TRY_ASSIGN(figures, bench::measure_host(*team, topology, isa, host, watch));
+    TRY_ASSIGN(figures, bench::measure_host(*team, use.topology, isa, host, watch));
   }
   TRY(write_stdout(options.json ? to_json_text(bench::host_json(figures), 2) + "\n" : bench::host_text(figures)));
   return kExitOk;

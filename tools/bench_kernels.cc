@@ -2,6 +2,7 @@
 #include <optional>
 
 #include "bench/kernels.h"
+#include "numa/machine_selection.h"
 #include "tools/commands.h"
 #include "tools/exit_codes.h"
 #include "tools/output.h"
@@ -16,8 +17,8 @@ Result<int> bench_kernels_command(const BenchKernelsOptions& options) {
   if (!options.isa.empty()) {
     TRY_ASSIGN(isa, kernels::cap_isa(isa, options.isa));
   }
-  TRY_ASSIGN(const numa::Topology topology, numa::Topology::detect());
-  TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(topology, options.threads, options.nodes));
+  TRY_ASSIGN(const numa::Selection use, numa::select_from_machine(options.machine, options.threads));
+  TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(use.topology, use.team));
   bench::KernelFigures figures;
   {
     Progress progress(console, "kernels", ProgressUnit::kShare);
@@ -26,7 +27,7 @@ Result<int> bench_kernels_command(const BenchKernelsOptions& options) {
                              }};
     const bench::KernelBenchOptions bench{
         .shapes = options.shapes, .rows = options.rows, .kernel = options.kernel, .quick = options.quick};
-    TRY_ASSIGN(figures, bench::measure_kernels(*team, topology, isa, bench, watch));
+    TRY_ASSIGN(figures, bench::measure_kernels(*team, use.topology, isa, bench, watch));
   }
   TRY(write_stdout(options.json ? to_json_text(bench::kernels_json(figures), 2) + "\n" : bench::kernels_text(figures)));
   return kExitOk;

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "bench/load.h"
+#include "numa/machine_selection.h"
 #include "tools/commands.h"
 #include "tools/exit_codes.h"
 #include "tools/output.h"
@@ -20,8 +21,8 @@ Result<int> bench_load_command(const BenchLoadOptions& options) {
   load.repeats = options.repeats;
   load.warm = options.warm;
   if (options.quick) load.disk_seconds = 0.2;
-  TRY_ASSIGN(const numa::Topology topology, numa::Topology::detect());
-  TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(topology, options.threads, options.nodes));
+  TRY_ASSIGN(const numa::Selection use, numa::select_from_machine(options.machine, options.threads));
+  TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(use.topology, use.team));
   bench::LoadFigures figures;
   {
     std::string stage;
@@ -32,7 +33,7 @@ Result<int> bench_load_command(const BenchLoadOptions& options) {
             progress.emplace(console, stage = what, stage == "loading" ? ProgressUnit::kBytes : ProgressUnit::kShare);
           progress->update(done, total);
         }};
-    TRY_ASSIGN(figures, bench::measure_load(*team, topology, load, watch));
+    TRY_ASSIGN(figures, bench::measure_load(*team, use.topology, load, watch));
   }
   TRY(write_stdout(options.json ? to_json_text(bench::load_json(figures), 2) + "\n" : bench::load_text(figures)));
   return kExitOk;

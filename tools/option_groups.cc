@@ -29,9 +29,42 @@ void add_isa(OptionTable& table, std::string& isa) {
               text_into(isa));
 }
 
-void add_workers(OptionTable& table, int& threads, int& nodes) {
+namespace {
+
+/// "2": the first two nodes; "0,2", "1-1": these.
+Setter nodes_into(numa::MachineOptions& machine) {
+  return [&machine](std::string_view name, const std::string& value) -> Result<void> {
+    machine.nodes = 0;
+    machine.node_ids.clear();
+    if (value.find_first_of(",-:") == value.npos) return count_into(machine.nodes, 1, 1024)(name, value);
+    TRY_ASSIGN(machine.node_ids, parse_numbers(name, value, "a number of nodes, or a list of them such as 0,2 or 1-1"));
+    return {};
+  };
+}
+
+}  // namespace
+
+void add_placement(OptionTable& table, numa::MachineOptions& machine, Variable variable) {
+  table.value("--nodes", "N|LIST", "Memory nodes: the first N, or these: 0,2 or 1-1 [all]", nodes_into(machine),
+              variable);
+  table.value(
+      "--cores", "LIST", "CPUs, by their numbers as for taskset: 0-15,32-47 [all]",
+      [&machine](std::string_view name, const std::string& value) -> Result<void> {
+        TRY_ASSIGN(machine.cpu_ids, parse_numbers(name, value, "a list of CPUs such as 0-15,32-47"));
+        return {};
+      },
+      variable);
+  table.flag(
+      "--no-pin", "Let the system choose where threads run and memory\nlies", [&machine] { machine.pin = false; },
+      variable);
+  table.value("--simulate-nodes", "N", "For tests: deal threads and memory to N pretended nodes",
+              count_into(machine.simulated_nodes, 1, 1024), variable);
+}
+
+void add_workers(OptionTable& table, int& threads, numa::MachineOptions& machine) {
   table.value("-t,--threads", "N", "Worker threads [one per physical core]", count_into(threads, 1, kMaxThreads));
-  table.value("--nodes", "N", "Memory nodes to use [all]", count_into(nodes, 1, 1024));
+  table.flag("--smt", "One thread per CPU instead of one per physical core", [&machine] { machine.smt = true; });
+  add_placement(table, machine);
 }
 
 void add_model(OptionTable& table, ModelOptions& options) {
@@ -56,7 +89,7 @@ void add_model(OptionTable& table, ModelOptions& options) {
 
 void add_machine(OptionTable& table, run::EngineOptions& engine) {
   table.group("Machine");
-  add_workers(table, engine.threads, engine.nodes);
+  add_workers(table, engine.threads, engine.machine);
   table.value("--chunk", "TOKENS", "Most prompt tokens in one step [512]; changes no result",
               count_into(engine.chunk_tokens, 1, 65536));
   add_isa(table, engine.isa);

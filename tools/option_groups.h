@@ -18,8 +18,10 @@ void add_json(OptionTable& table, bool& json, const char* help);
 /// --model alone.
 void add_model_name(OptionTable& table, std::string& model);
 void add_isa(OptionTable& table, std::string& isa);
-/// --threads and --nodes.
-void add_workers(OptionTable& table, int& threads, int& nodes);
+/// --nodes, --cores, --no-pin, --simulate-nodes.
+void add_placement(OptionTable& table, numa::MachineOptions& machine, Variable variable = Variable::kYes);
+/// --threads, --smt, and add_placement().
+void add_workers(OptionTable& table, int& threads, numa::MachineOptions& machine);
 /// Group Machine: threads, nodes, chunk, kernels.
 void add_machine(OptionTable& table, run::EngineOptions& engine);
 /// Groups Model and Machine: all of the engine.

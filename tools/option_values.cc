@@ -9,6 +9,7 @@
 #include "base/format.h"
 #include "base/text.h"
 #include "engine/model/config_rope.h"
+#include "numa/cpu_list.h"
 
 namespace cpuinfer::tools {
 namespace {
@@ -78,6 +79,12 @@ Result<uint64_t> parse_seed(std::string_view name, std::string_view text) {
   const auto value = whole<uint64_t>(text);
   if (!value) return bad(name, text, "a whole number between 0 and 18446744073709551615");
   return *value;
+}
+
+Result<std::vector<int>> parse_numbers(std::string_view name, std::string_view text, std::string_view expected) {
+  std::optional<std::vector<int>> numbers = numa::parse_list(text);
+  if (!numbers || numbers->empty()) return bad(name, text, expected);
+  return std::move(*numbers);
 }
 
 Result<bool> parse_switch(std::string_view name, std::string_view text) {

@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 #include "engine/model/rope.h"
@@ -25,6 +26,9 @@ Result<double> parse_number(std::string_view name, std::string_view text);
 
 /// An unsigned 64-bit number.
 Result<uint64_t> parse_seed(std::string_view name, std::string_view text);
+
+/// Numbers of CPUs or nodes as taskset takes them, "0-15,32-47": ascending, at least one. `expected` is for the error.
+Result<std::vector<int>> parse_numbers(std::string_view name, std::string_view text, std::string_view expected);
 
 /// 1, true, yes, on; 0, false, no, off: for flags in environment variables.
 Result<bool> parse_switch(std::string_view name, std::string_view text);

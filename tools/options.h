@@ -12,6 +12,7 @@
 #include "base/types.h"
 #include "bench/model_cases.h"
 #include "engine/run/engine.h"
+#include "numa/machine_selection.h"
 
 namespace cpuinfer::tools {
 
@@ -104,7 +105,7 @@ struct BenchHostOptions {
   std::string model;  ///< directory or name of the model whose files are read for the disk's speed; empty: none
   std::optional<std::string> disk;  ///< directory for a file to read, if no model is given; absent: the system's
   int threads = 0;
-  int nodes = 0;
+  numa::MachineOptions machine;
   std::string isa;           ///< cap on instruction sets; empty: none
   int64_t buffer_bytes = 0;  ///< read per node; 0: 1 GiB, less where memory is short
   bool quick = false;        ///< small buffers, short samples: shows that it works, not how fast
@@ -118,7 +119,7 @@ struct BenchKernelsOptions {
   std::vector<int> rows;       ///< of activations; empty: 1 to 4096
   std::string kernel;          ///< only rows of this name; empty: all
   int threads = 1;             ///< kernels are one thread's work
-  int nodes = 0;
+  numa::MachineOptions machine;
   std::string isa;     ///< cap on instruction sets; empty: none
   bool quick = false;  ///< small and short: shows that it works, not how fast
   bool json = false;
@@ -130,7 +131,7 @@ struct BenchLoadOptions {
   std::string model;  ///< directory or name; never empty
   int64_t memory_limit_bytes = 0;
   int threads = 0;
-  int nodes = 0;
+  numa::MachineOptions machine;
   int repeats = 3;     ///< beside the first load
   bool warm = false;   ///< from the page cache; the disk is not measured
   bool quick = false;  ///< short samples of the disk: shows that it works, not how fast

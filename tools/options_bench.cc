@@ -12,7 +12,7 @@ Result<CommandLine> parse_bench_host(const std::vector<std::string>& arguments, 
                     "Measure what bounds every model on this machine: read bandwidth of memory,\n"
                     "arithmetic peaks, cost of a barrier, speed of the disk.");
   table.group("Machine");
-  add_workers(table, o.threads, o.nodes);
+  add_workers(table, o.threads, o.machine);
   add_isa(table, o.isa);
   table.group("Measurement");
   table.value("--buffer", "SIZE", "Memory read per node [1GiB, or an eighth of what is\nfree]",
@@ -45,7 +45,7 @@ Result<CommandLine> parse_bench_kernels(const std::vector<std::string>& argument
   table.group("Machine");
   table.value("-t,--threads", "N", "Worker threads, each with its part of every product\n[1]",
               count_into(o.threads, 1, kMaxThreads), Variable::kNo);
-  table.value("--nodes", "N", "Memory nodes to use [all]", count_into(o.nodes, 1, 1024), Variable::kNo);
+  add_placement(table, o.machine, Variable::kNo);
   add_isa(table, o.isa);
   table.group("Output");
   table.flag("--quick", "Small and short: shows that it works, not how fast", [&o] { o.quick = true; }, Variable::kNo);
@@ -67,7 +67,7 @@ Result<CommandLine> parse_bench_load(const std::vector<std::string>& arguments, 
   table.value("--memory-limit", "SIZE", "Use at most this much memory: 512MiB, 1.5TiB",
               size_into(o.memory_limit_bytes));
   table.group("Machine");
-  add_workers(table, o.threads, o.nodes);
+  add_workers(table, o.threads, o.machine);
   table.group("Measurement");
   table.value("--repeat", "R", "Loads, beside the first into new memory [3]", count_into(o.repeats, 0, 1000),
               Variable::kNo);

@@ -225,7 +225,7 @@ Result<WeightMemory> allocate_weights(model::Model& model, int nodes, const numa
   for (int node = 0; node < nodes; ++node) {
     int64_t bytes = 0;
     model.visit_weights([&](const WeightSpec& spec) { bytes += bytes_on(spec, node); });
-    TRY_ASSIGN(numa::NodeBuffer buffer, numa::NodeBuffer::allocate(bytes, node, topology));
+    TRY_ASSIGN(numa::NodeBuffer buffer, numa::NodeBuffer::allocate(bytes, node, topology, numa::Pages::kLargest));
     std::byte* next = buffer.data();
     model.visit_weights([&](const WeightSpec& spec) {
       if (spec.matrix != nullptr)

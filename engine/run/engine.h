@@ -19,6 +19,7 @@
 #include "engine/model/model.h"
 #include "kernels/isa.h"
 #include "kernels/registry.h"
+#include "numa/machine_selection.h"
 #include "numa/team.h"
 #include "numa/topology.h"
 
@@ -41,7 +42,7 @@ struct EngineOptions {
   int experts = 0;                          ///< experts per token; 0: as config.json says
   std::optional<model::RopeConfig> rope;    ///< replaces the scaling of config.json; its theta is not used
   int threads = 0;                          ///< 0: one per physical core
-  int nodes = 0;                            ///< 0: all memory nodes
+  numa::MachineOptions machine;             ///< nodes and CPUs to use
   int chunk_tokens = 512;                   ///< most tokens of a prefill step
   int logit_rows = 1;                       ///< most rows per step whose logits may be asked for
   std::string isa;                          ///< cap on instruction sets; empty: all that the CPU has
@@ -150,6 +151,8 @@ class Engine {
   const kernels::Kernels& kernels() const { return kernels_; }
   kernels::Isa isa() const { return isa_; }
   int64_t context_tokens() const { return context_tokens_; }
+  /// The part of the machine that is used; a worker's node is an index of its nodes.
+  const numa::Topology& topology() const { return topology_; }
   int workers() const { return team_->workers(); }
   int nodes() const { return team_->nodes(); }
   /// "model ...", "experts ...": what is printed before the first token, one fact per line.

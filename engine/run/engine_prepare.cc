@@ -119,9 +119,9 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   const int trained_experts = config.experts_per_token;
   TRY(override_config(config, options));
   TRY_ASSIGN(const int64_t context, choose_context(config, options.context_tokens));
-  TRY_ASSIGN(numa::Topology topology, numa::Topology::detect());
+  TRY_ASSIGN(numa::Selection use, numa::select_from_machine(options.machine, options.threads));
 
-  std::unique_ptr<Engine> engine(new Engine(std::move(topology), options));
+  std::unique_ptr<Engine> engine(new Engine(std::move(use.topology), options));
   engine->checkpoint_ = std::move(checkpoint);
   engine->trained_experts_ = trained_experts;
   engine->planned_experts_ = config.experts_per_token;
@@ -135,7 +135,7 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   }
   TRY_ASSIGN(engine->kernels_, kernels::select_fastest_kernels(engine->isa_, {.numerics = engine->options_.numerics,
                                                                               .gemm = engine->options_.gemm}));
-  TRY_ASSIGN(engine->team_, numa::Team::create(engine->topology_, options.threads, options.nodes));
+  TRY_ASSIGN(engine->team_, numa::Team::create(engine->topology_, use.team));
   const int sequences = options.sequences;
   // So many pages that the plan refuses them are still to be shown in its table.
   const int64_t pages = options.kv_tokens != 0 ? ceil_div(options.kv_tokens, int64_t{kernels::kLeafTokens})

@@ -22,7 +22,7 @@ numa::Topology machine() {
 }
 
 std::unique_ptr<numa::Team> make_team(const numa::Topology& topology, int threads, int nodes) {
-  auto team = numa::Team::create(topology, threads, nodes);
+  auto team = numa::Team::create(topology, {.threads = threads, .nodes = nodes});
   REQUIRE(team.has_value());
   return std::move(*team);
 }

@@ -20,7 +20,7 @@ namespace {
 
 struct Setup {
   explicit Setup(int threads, int nodes = 1) : topology(detect()) {
-    auto made = numa::Team::create(topology, threads, nodes);
+    auto made = numa::Team::create(topology, {.threads = threads, .nodes = nodes});
     REQUIRE(made.has_value());
     team = std::move(*made);
   }

@@ -27,7 +27,7 @@ struct Setup {
     auto found = numa::Topology::detect();
     REQUIRE(found.has_value());
     topology.emplace(std::move(*found));
-    auto made = numa::Team::create(*topology, threads, nodes);
+    auto made = numa::Team::create(*topology, {.threads = threads, .nodes = nodes});
     REQUIRE(made.has_value());
     team = std::move(*made);
   }

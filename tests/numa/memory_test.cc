@@ -2,19 +2,105 @@
 
 #include <doctest/doctest.h>
 #include <numaif.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <string>
 
-#include "base/log.h"
+#include "base/format.h"
 #include "base/types.h"
 
 using namespace cpuinfer;
+namespace fs = std::filesystem;
 using numa::NodeBuffer;
 using numa::Topology;
 
 namespace {
+
+// What the library asks the system for, and what the system does.
+struct System {
+  int refusal = 0;              // errno of mbind
+  bool pretend_giant = false;   // pages of 1 GiB are there; small ones stand in for them
+  bool populate_fails = false;  // and are gone again when they are to be taken
+  int binds = 0;
+  int policy = -1;                                                   // of the last mbind
+  int64_t giant_bytes = 0, populated_bytes = 0, unmapped_bytes = 0;  // of the largest munmap
+};
+System g_system;
+constexpr int kPopulateWrite = 23;
+
+}  // namespace
+
+// The library's calls come here: it is linked into this program.
+extern "C" long mbind(void* begin, unsigned long bytes, int policy, const unsigned long* nodes, unsigned long most,
+                      unsigned flags) {
+  ++g_system.binds;
+  g_system.policy = policy;
+  if (g_system.refusal == 0) return syscall(SYS_mbind, begin, bytes, policy, nodes, most, flags);
+  errno = g_system.refusal;
+  return -1;
+}
+
+extern "C" void* mmap(void* at, size_t bytes, int protection, int flags, int file, off_t offset) noexcept {
+  if (g_system.pretend_giant && (flags & MAP_HUGETLB) != 0) {
+    g_system.giant_bytes = static_cast<int64_t>(bytes);
+    flags = MAP_PRIVATE | MAP_ANONYMOUS;
+  }
+  return reinterpret_cast<void*>(syscall(SYS_mmap, at, bytes, protection, flags, file, offset));
+}
+
+extern "C" int munmap(void* at, size_t bytes) noexcept {
+  g_system.unmapped_bytes = std::max(g_system.unmapped_bytes, static_cast<int64_t>(bytes));
+  return static_cast<int>(syscall(SYS_munmap, at, bytes));
+}
+
+extern "C" int madvise(void* at, size_t bytes, int advice) noexcept {
+  if (advice != kPopulateWrite) return static_cast<int>(syscall(SYS_madvise, at, bytes, advice));
+  g_system.populated_bytes = static_cast<int64_t>(bytes);
+  return g_system.populate_fails ? -1 : 0;
+}
+
+namespace {
+
+/// The /sys of this machine's node 0 with all CPUs, and of a node 1 with memory only.
+class FakeRoot {
+ public:
+  FakeRoot() : root_(fs::temp_directory_path() / format("cpuinfer_memory_test_{}", getpid())) {
+    fs::remove_all(root_);
+    write("sys/devices/system/cpu/online", "0-63");
+    write("sys/devices/system/node/online", "0-1");
+    write("sys/devices/system/node/node0/cpulist", "0-63");
+    for (int id : {0, 1})
+      write(format("sys/devices/system/node/node{}/meminfo", id), format("Node {} MemTotal: 8388608 kB\n", id));
+    write("proc/self/status", "Mems_allowed_list:\t0-1\n");
+  }
+  ~FakeRoot() { fs::remove_all(root_); }
+  void reserve(int giant_pages) const {
+    const fs::path pages = "sys/devices/system/node/node0/hugepages/hugepages-1048576kB";
+    write(pages / "nr_hugepages", format("{}", giant_pages));
+    write(pages / "free_hugepages", format("{}", giant_pages));
+  }
+  Topology topology() const {
+    auto topology = Topology::detect(root_);
+    REQUIRE(topology.has_value());
+    REQUIRE(topology->binds_memory());
+    return std::move(topology).value();
+  }
+
+ private:
+  void write(const fs::path& path, std::string_view text) const {
+    fs::create_directories((root_ / path).parent_path());
+    std::ofstream(root_ / path) << text << '\n';
+  }
+  fs::path root_;
+};
 
 Topology machine() {
   auto topology = Topology::detect();
@@ -101,9 +187,56 @@ TEST_CASE("more than the system has is an error with the numbers") {
   }
 }
 
-// hwloc can pretend that this machine has two nodes. Node 0 is there, so its policy can be read back; node 63 is not,
-// so the system refuses it.
-TEST_CASE("memory is bound to its node, and a refusal is a warning") {
+TEST_CASE("memory is bound to its node where the machine has several") {
+  const FakeRoot root;
+  const Topology topology = root.topology();
+  g_system = {};
+  auto buffer = NodeBuffer::allocate(4_MiB, 0, topology);
+  if (!buffer.has_value()) {
+    MESSAGE("SKIPPED: ", buffer.error().message);
+    return;
+  }
+  CHECK(g_system.binds == 1);
+  int policy = -1;
+  unsigned long nodes[16] = {};
+  REQUIRE(get_mempolicy(&policy, nodes, 1024, buffer->data(), MPOL_F_ADDR) == 0);
+  CHECK(policy == MPOL_PREFERRED);
+  CHECK(nodes[0] == 1);
+  // Not on a machine with one memory.
+  if (!machine().binds_memory()) {
+    REQUIRE(NodeBuffer::allocate(4_MiB, 0, machine()).has_value());
+    CHECK(g_system.binds == 1);
+  }
+}
+
+TEST_CASE("a refused binding is an error that says what to allow, and none without pinning") {
+  const FakeRoot root;
+  const Topology topology = root.topology();
+  const auto message = [&](int refusal) {
+    g_system = {.refusal = refusal};
+    const auto buffer = NodeBuffer::allocate(3_MiB, 0, topology);
+    g_system.refusal = 0;
+    REQUIRE_FALSE(buffer.has_value());
+    CHECK(buffer.error().code == ErrorCode::kRuntime);
+    return buffer.error().message;
+  };
+  CHECK(
+      message(EPERM) ==
+      "4.0 MiB could not be bound to NUMA node 0 (mbind: Operation not permitted); give the container CAP_SYS_NICE or "
+      "allow mbind in its seccomp profile, or run with --no-pin: memory then lies where the system wants, and may be "
+      "slower");
+  CHECK(message(ENOSYS).find("(mbind: Function not implemented); give the container") != std::string::npos);
+  CHECK(message(EINVAL).find("(mbind: Invalid argument); let the process's cpuset allow this node (cpuset.mems), or") !=
+        std::string::npos);
+  g_system = {.refusal = EPERM};
+  const auto anywhere = NodeBuffer::allocate(3_MiB, 0, topology.unpinned());
+  CHECK(anywhere.has_value());
+  CHECK(g_system.binds == 0);
+  g_system = {};
+}
+
+// hwloc can pretend that this machine has two nodes: node 63 is not there, so the system itself refuses it.
+TEST_CASE("memory of a node that is not there") {
   setenv("HWLOC_SYNTHETIC", "numa:2(indexes=0,63) core:1 pu:1", 1);
   setenv("HWLOC_THISSYSTEM", "1", 1);
   const Topology topology = machine();
@@ -114,25 +247,52 @@ TEST_CASE("memory is bound to its node, and a refusal is a warning") {
     return;
   }
   REQUIRE(topology.nodes()[1].id == 63);
+  const auto not_there = NodeBuffer::allocate(4_MiB, 1, topology);
+  REQUIRE_FALSE(not_there.has_value());
+  CHECK(not_there.error().message.starts_with("4.0 MiB could not be bound to NUMA node 63 (mbind: "));
+}
 
-  std::string warning;
-  set_log_sink([&](LogLevel, std::string_view line) { warning = line; });
-  auto there = NodeBuffer::allocate(4_MiB, 0, topology);
-  const std::string warning_there = warning;
-  warning.clear();
-  auto not_there = NodeBuffer::allocate(4_MiB, 1, topology);
-  set_log_sink(nullptr);
-
-  REQUIRE(there.has_value());
-  int policy = -1;
-  unsigned long nodes[16] = {};
-  if (!warning_there.empty() || get_mempolicy(&policy, nodes, 1024, there->data(), MPOL_F_ADDR) != 0) {
-    MESSAGE("skipped: the system refuses memory policies: ", warning_there);
-  } else {
-    CHECK(policy == MPOL_PREFERRED);
-    CHECK(nodes[0] == 1);
+TEST_CASE("weights take reserved pages of 1 GiB where their node has enough of them") {
+  FakeRoot root;
+  root.reserve(2);
+  const Topology topology = root.topology();
+  REQUIRE(topology.home(0).reserved.free_1g == 2);
+  g_system = {.pretend_giant = true};
+  {
+    const auto buffer = NodeBuffer::allocate(1_GiB + 1, 0, topology, numa::Pages::kLargest);
+    REQUIRE(buffer.has_value());
+    CHECK(buffer->size() == 1_GiB + 1);
+    CHECK(g_system.giant_bytes == 2_GiB);
+    CHECK(g_system.populated_bytes == 2_GiB);
+    CHECK(g_system.policy == MPOL_BIND);
   }
-  REQUIRE(not_there.has_value());
-  CHECK(warning.starts_with("memory could not be bound to NUMA node 63 ("));
-  not_there->data()[0] = std::byte{1};  // usable all the same
+  CHECK(g_system.unmapped_bytes == 2_GiB);
+
+  // Too few, not asked for, too small, not pinned: transparent ones.
+  const auto uses_transparent = [&](int64_t bytes, numa::Pages pages, const Topology& where) {
+    g_system = {.pretend_giant = true};
+    const auto buffer = NodeBuffer::allocate(bytes, 0, where, pages);
+    REQUIRE(buffer.has_value());
+    CHECK(g_system.giant_bytes == 0);
+  };
+  uses_transparent(2_GiB + 1, numa::Pages::kLargest, topology);
+  uses_transparent(1_GiB, numa::Pages::kHuge, topology);
+  uses_transparent(1_GiB - 1, numa::Pages::kLargest, topology);
+  uses_transparent(1_GiB, numa::Pages::kLargest, topology.unpinned());
+
+  // Others were faster: what was mapped is given back, and transparent pages serve.
+  g_system = {.pretend_giant = true, .populate_fails = true};
+  const auto late = NodeBuffer::allocate(1_GiB, 0, topology, numa::Pages::kLargest);
+  REQUIRE(late.has_value());
+  CHECK(g_system.giant_bytes == 1_GiB);
+  CHECK(g_system.unmapped_bytes == 1_GiB);
+  CHECK(g_system.policy == MPOL_PREFERRED);
+  g_system = {};
+}
+
+TEST_CASE("where no pages of 1 GiB are reserved weights lie in transparent ones") {
+  auto buffer = NodeBuffer::allocate(1_GiB, 0, machine(), numa::Pages::kLargest);
+  REQUIRE(buffer.has_value());
+  CHECK(address(*buffer) % (2 << 20) == 0);
+  buffer->data()[1_GiB - 1] = std::byte{1};
 }

@@ -10,10 +10,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <limits>
-#include <string>
 #include <thread>
-
-#include "base/log.h"
 
 using namespace cpuinfer;
 using numa::Range;
@@ -51,7 +48,7 @@ Topology synthetic(const char* text) {
 }
 
 std::unique_ptr<Team> make_team(const Topology& topology, int threads, int nodes) {
-  auto team = Team::create(topology, threads, nodes);
+  auto team = Team::create(topology, {.threads = threads, .nodes = nodes});
   REQUIRE(team.has_value());
   return std::move(team).value();
 }
@@ -174,26 +171,28 @@ TEST_CASE("several teams, and a team used by another thread than the one that ma
   CHECK(calls == 100 * 7 + 5);
 }
 
-TEST_CASE("a refused or ignored pinning is one warning") {
+TEST_CASE("a refused or ignored pinning is an error that names the way out") {
   const Topology topology = machine();
-  std::vector<std::string> warnings;
-  set_log_sink([&](LogLevel level, std::string_view line) {
-    if (level == LogLevel::kWarn) warnings.emplace_back(line);
-  });
   g_pinning = Pinning::kRefuse;
-  auto team = Team::create(topology, 2, 1);
+  const auto refused = Team::create(topology, {.threads = 2, .nodes = 1});
+  const auto unpinned = Team::create(topology, {.threads = 2, .nodes = 1, .pin = false});
+  const auto by_topology = Team::create(topology.unpinned(), {.threads = 2, .nodes = 1});
   g_pinning = Pinning::kReal;
-  set_log_sink(nullptr);
-  REQUIRE(team.has_value());
-  CHECK((*team)->pinned() == 0);
-  REQUIRE(warnings.size() == 1);
-  CHECK(warnings[0] == "2 of 2 threads could not be pinned to their CPUs (Operation not permitted); speed will vary");
-  int calls = 0;
-  (*team)->run([&](Worker& worker) {
-    worker.barrier();
-    if (worker.rank == 0) ++calls;
-  });
-  CHECK(calls == 1);
+  REQUIRE_FALSE(refused.has_value());
+  CHECK(refused.error().code == ErrorCode::kRuntime);
+  CHECK(refused.error().message ==
+        "2 of 2 threads could not be pinned to their CPUs (Operation not permitted); allow sched_setaffinity in the "
+        "sandbox or container, or run with --no-pin, at varying speed");
+  for (const auto* team : {&unpinned, &by_topology}) {
+    REQUIRE(team->has_value());
+    CHECK((**team)->pinned() == 0);
+    int calls = 0;
+    (**team)->run([&](Worker& worker) {
+      worker.barrier();
+      if (worker.rank == 0) ++calls;
+    });
+    CHECK(calls == 1);
+  }
 
   if (topology.cores() < 2) {
     MESSAGE("skipped: one core only, so a thread is always where it should be");
@@ -205,38 +204,60 @@ TEST_CASE("a refused or ignored pinning is one warning") {
   CPU_ZERO(&other);
   CPU_SET(topology.nodes().back().cpus[static_cast<size_t>(topology.nodes().back().cores - 1)], &other);
   REQUIRE(sched_setaffinity(0, sizeof(other), &other) == 0);
-  warnings.clear();
-  set_log_sink([&](LogLevel, std::string_view line) { warnings.emplace_back(line); });
   g_pinning = Pinning::kIgnore;
-  team = Team::create(topology, 1, 1);
+  const auto ignored = Team::create(topology, {.threads = 1, .nodes = 1});
   g_pinning = Pinning::kReal;
-  set_log_sink(nullptr);
   sched_setaffinity(0, sizeof(before), &before);
-  REQUIRE(team.has_value());
-  CHECK((*team)->pinned() == 0);
-  REQUIRE(warnings.size() == 1);
-  CHECK(warnings[0] ==
-        "1 of 1 threads could not be pinned to their CPUs (the system ignored the request); speed will vary");
+  REQUIRE_FALSE(ignored.has_value());
+  CHECK(ignored.error().message.starts_with(
+      "1 of 1 threads could not be pinned to their CPUs (the system ignored the request); allow"));
 }
 
-TEST_CASE("numbers that make no sense are usage errors") {
-  const Topology topology = synthetic("numa:2 core:4 pu:1");
-  const auto message = [&](int threads, int nodes) {
-    const auto team = Team::create(topology, threads, nodes);
-    REQUIRE_FALSE(team.has_value());
-    CHECK(team.error().code == ErrorCode::kUsage);
-    return team.error().message;
-  };
-  CHECK(message(-1, 0) == "-1 threads: expected 1 to 4096, or 0 for one per physical core (8 here)");
-  CHECK(message(5000, 0) == "5000 threads: expected 1 to 4096, or 0 for one per physical core (8 here)");
-  CHECK(message(0, -2) == "-2 nodes: expected 1 to 4096, or 0 for all of the machine (2 here)");
-  CHECK(message(2, 3) ==
-        "2 threads cannot serve 3 nodes: every node needs a thread; use at least 3 threads or at most 2 nodes");
+TEST_CASE("an unpinned team leaves affinities alone") {
+  const Topology topology = machine();
+  const auto team = Team::create(topology, {.pin = false});
+  REQUIRE(team.has_value());
+  cpu_set_t before;
+  REQUIRE(sched_getaffinity(0, sizeof(before), &before) == 0);
+  std::atomic<int> changed{0};
+  (*team)->run([&](Worker&) {
+    cpu_set_t inside;
+    changed += sched_getaffinity(0, sizeof(inside), &inside) != 0 || !CPU_EQUAL(&before, &inside);
+  });
+  CHECK(changed == 0);
+}
+
+TEST_CASE("where() says where workers were to run and where they did") {
+  const Topology topology = machine();
+  const auto team = make_team(topology, 0, 0);
+  for (const numa::WorkerPlacement& worker : team->where()) CHECK(worker.last_cpu == -1);
+  team->run([](Worker&) {});
+  const std::vector<numa::WorkerPlacement> placements = team->where();
+  REQUIRE(static_cast<int>(placements.size()) == team->workers());
+  size_t rank = 0;
+  for (size_t n = 0; n < topology.nodes().size(); ++n) {
+    for (int core = 0; core < topology.nodes()[n].cores; ++core, ++rank) {
+      const int cpu = topology.nodes()[n].cpus[static_cast<size_t>(core)];
+      CHECK(placements[rank].node == static_cast<int>(n));
+      CHECK(placements[rank].cpus == std::vector<int>{cpu});
+      CHECK(placements[rank].last_cpu == cpu);
+    }
+  }
+  const auto elsewhere = make_team(synthetic("numa:2 core:1 pu:1"), 0, 0);
+  elsewhere->run([](Worker&) {});
+  CHECK(elsewhere->where()[1].node == 1);
+  CHECK(elsewhere->where()[1].last_cpu >= 0);
+}
+
+TEST_CASE("numbers that make no sense are the layout's usage errors") {
+  const auto team = Team::create(synthetic("numa:2 core:4 pu:1"), {.threads = 2, .nodes = 3});
+  REQUIRE_FALSE(team.has_value());
+  CHECK(team.error().code == ErrorCode::kUsage);
 }
 
 // Run by its own ctest case with OMP_THREAD_LIMIT=1 in the environment, which OpenMP reads before main().
 TEST_CASE("fewer threads than asked for is an error" * doctest::skip()) {
-  const auto team = Team::create(synthetic("numa:1 core:4 pu:1"), 0, 0);
+  const auto team = Team::create(synthetic("numa:1 core:4 pu:1"));
   REQUIRE_FALSE(team.has_value());
   CHECK(team.error().code == ErrorCode::kRuntime);
   CHECK(team.error().message ==

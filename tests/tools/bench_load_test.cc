@@ -116,7 +116,7 @@ TEST_CASE("bench load: what it cannot do") {
   fails({}, 2, "no model: give --model");
   fails({"-m", "/does/not/exist"}, 66, "/does/not/exist");
   fails({"-m", checkpoint(), "--memory-limit", "100MiB"}, 78, "the weights alone must fit");
-  fails({"-m", checkpoint(), "--nodes", "3", "-t", "2"}, 2, "node");
+  fails({"-m", checkpoint(), "--simulate-nodes", "3", "-t", "2"}, 2, "2 threads cannot serve 3 nodes");
 }
 
 TEST_CASE("bench load: Ctrl-C ends it") {

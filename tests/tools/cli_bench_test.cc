@@ -59,7 +59,10 @@ TEST_CASE("bench host: what it cannot do") {
   fails({"bench", "host", "--quick", "--isa", "mmx"}, 2, "unknown instruction set level");
   fails({"bench", "host", "--buffer", "1024", "-t", "1"}, 2, "is too small");
   fails({"bench", "host", "--buffer", "1000TiB", "-t", "1"}, 78, "ask for smaller ones");
-  fails({"bench", "host", "-t", "1", "--nodes", "2"}, 2, "node");
+  fails({"bench", "host", "-t", "1", "--simulate-nodes", "2"}, 2, "1 threads cannot serve 2 nodes");
+  fails({"bench", "host", "--nodes", "1000"}, 2, "--simulate-nodes 1000 pretends that there are more");
+  fails({"bench", "kernels", "--nodes", "999-1000"}, 2, "node 999 does not exist or may not be used; this machine has");
+  fails({"bench", "load", "-m", "models/demo", "--cores", "9999"}, 2, "CPU 9999 does not exist or may not be used");
   fails({"bench"}, 2, "bench needs a name: one of host");
 }
 

@@ -126,6 +126,12 @@ TEST_CASE("every option arrives") {
                                   "3",
                                   "--nodes",
                                   "2",
+                                  "--cores",
+                                  "0-2,8",
+                                  "--smt",
+                                  "--no-pin",
+                                  "--simulate-nodes",
+                                  "4",
                                   "--chunk",
                                   "64",
                                   "--isa",
@@ -175,7 +181,8 @@ TEST_CASE("every option arrives") {
   CHECK(e.experts == 16);
   CHECK(e.rope->factor == 2);
   CHECK(e.threads == 3);
-  CHECK(e.nodes == 2);
+  CHECK(e.machine ==
+        numa::MachineOptions{.nodes = 2, .cpu_ids = {0, 1, 2, 8}, .simulated_nodes = 4, .smt = true, .pin = false});
   CHECK(e.chunk_tokens == 64);
   CHECK(e.isa == "avx2");
   CHECK(e.numerics == "dp");
@@ -199,6 +206,39 @@ TEST_CASE("every option arrives") {
   CHECK(o.console.progress == ProgressMode::kNone);
   CHECK(o.console.quiet);
   CHECK(o.console.color);
+}
+
+TEST_CASE("nodes by number or as a list, CPUs as a list") {
+  const auto machine = [](const std::vector<std::string>& arguments, const Variables& variables = {}) {
+    std::vector<std::string> all = {"-m", "M"};
+    all.insert(all.end(), arguments.begin(), arguments.end());
+    return parse_run(all, variables).model.engine.machine;
+  };
+  CHECK(machine({}) == numa::MachineOptions{});
+  CHECK(machine({"--nodes", "0,2"}).node_ids == std::vector<int>{0, 2});
+  CHECK(machine({"--nodes", "1-1"}).node_ids == std::vector<int>{1});
+  CHECK(machine({"--nodes", "0-1", "--nodes", "3"}) == numa::MachineOptions{.nodes = 3});
+  CHECK(machine({"--cores", "0-6:2"}).cpu_ids == std::vector<int>{0, 2, 4, 6});
+  CHECK(machine({}, {{"CPUINFER_NODES", "0-2"}}).node_ids.size() == 3);
+  CHECK_FALSE(machine({}, {{"CPUINFER_NO_PIN", "1"}}).pin);
+  CHECK(machine({}, {{"CPUINFER_SMT", "1"}}).smt);
+  for (const char* command : {"plan", "score"}) {
+    const Result<CommandLine> parsed = parse({command, "-m", "M", "--cores", "5", "--nodes", "0,1", "--no-pin"});
+    REQUIRE(parsed.has_value());
+    const auto& options = std::string_view(command) == "plan" ? std::get<PlanOptions>(*parsed).model.engine.machine
+                                                              : std::get<ScoreOptions>(*parsed).model.engine.machine;
+    CHECK(options == numa::MachineOptions{.node_ids = {0, 1}, .cpu_ids = {5}, .pin = false});
+  }
+  for (const char* name : {"host", "kernels", "model"})
+    for (const char* option : {"--nodes N|LIST", "--cores LIST", "--no-pin", "--simulate-nodes N"})
+      CHECK(contains(help_of(format("bench {}", name)), option));
+  CHECK(usage_error({"-m", "M", "--cores", "1,,2"}) ==
+        "--cores is '1,,2'; it must be a list of CPUs such as 0-15,32-47");
+  CHECK(contains(usage_error({"-m", "M", "--cores="}), "--cores"));
+  CHECK(usage_error({"-m", "M", "--nodes", "3-1"}) ==
+        "--nodes is '3-1'; it must be a number of nodes, or a list of them such as 0,2 or 1-1");
+  CHECK(contains(usage_error({"-m", "M", "--nodes", "0"}), "it must be a whole number between 1 and 1024"));
+  CHECK(contains(usage_error({"-m", "M", "--simulate-nodes", "x"}), "it must be a whole number between 1 and 1024"));
 }
 
 TEST_CASE("texts are taken literally") {
@@ -278,7 +318,7 @@ TEST_CASE("benchmarks are commands of two words") {
   REQUIRE(command.has_value());
   const BenchHostOptions& o = std::get<BenchHostOptions>(*command);
   CHECK(o.threads == 2);
-  CHECK(o.nodes == 1);
+  CHECK(o.machine.nodes == 1);
   CHECK(o.isa == "avx2");
   CHECK(o.buffer_bytes == 64_MiB);
   CHECK(o.disk == "D");
@@ -310,7 +350,7 @@ TEST_CASE("benchmarks are commands of two words") {
   CHECK(l.warm);
   CHECK(l.memory_limit_bytes == 1_GiB);
   CHECK(l.threads == 7);
-  CHECK(l.nodes == 2);
+  CHECK(l.machine.nodes == 2);
   CHECK(l.json);
   CHECK_FALSE(l.quick);
   CHECK(contains(usage_error({"bench", "load"}), "no model: give --model with a directory or a name"));

@@ -107,7 +107,8 @@ inline Result<Loaded> load_all(const Directory& directory, int nodes = 1, int th
   TRY_ASSIGN(loaded.model, model::create_model(config, model::Placement::even(nodes)));
   TRY(check_tensors(*loaded.model, checkpoint));
   TRY_ASSIGN(const numa::Topology topology, numa::Topology::detect());
-  TRY_ASSIGN(const std::unique_ptr<numa::Team> team, numa::Team::create(topology, threads, nodes));
+  TRY_ASSIGN(const std::unique_ptr<numa::Team> team,
+             numa::Team::create(topology, {.threads = threads, .nodes = nodes}));
   TRY_ASSIGN(loaded.memory, load_weights(*loaded.model, checkpoint, *team, topology, options));
   return loaded;
 }

@@ -76,7 +76,7 @@ TEST_CASE("a file that shrinks between check and load is an error, not a crash")
   const auto config = model::parse_model_config(checkpoint->config());
   auto model = model::create_model(*config, model::Placement::even(1));
   const auto topology = numa::Topology::detect();
-  const auto team = numa::Team::create(*topology, 2, 1);
+  const auto team = numa::Team::create(*topology, {.threads = 2, .nodes = 1});
   const auto loaded = load_weights(**model, *checkpoint, **team, *topology);
   REQUIRE_FALSE(loaded);
   CHECK(loaded.error().code == ErrorCode::kRuntime);

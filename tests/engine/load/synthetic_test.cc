@@ -31,7 +31,7 @@ Filled filled(uint64_t seed, int threads, int nodes, const LoadOptions& options 
   REQUIRE_MESSAGE(config, (config ? "" : config.error().message));
   const auto topology = numa::Topology::detect();
   REQUIRE(topology);
-  auto team = numa::Team::create(*topology, threads, nodes);
+  auto team = numa::Team::create(*topology, {.threads = threads, .nodes = nodes});
   REQUIRE(team);
   auto model = model::create_model(*config, model::Placement::even(nodes));
   REQUIRE(model);

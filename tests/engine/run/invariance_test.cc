@@ -152,7 +152,7 @@ TEST_CASE("nodes and placements only move ownership") {
           CAPTURE(nodes);
           CAPTURE(whole);
           CAPTURE(chunk);
-          options.nodes = nodes;
+          options.machine.simulated_nodes = nodes;
           options.threads = nodes + 1;
           options.whole_experts = whole;
           options.chunk_tokens = chunk;
@@ -168,7 +168,7 @@ TEST_CASE("experts balanced by use give the same bits") {
   EngineOptions options;
   options.threads = 3;
   const std::vector<float> expected = logits_of(golden, options);
-  options.nodes = 3;
+  options.machine.simulated_nodes = 3;
   options.whole_experts = true;
   auto engine = open_golden(golden, options);
   REQUIRE(engine);
