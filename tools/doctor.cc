@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <sstream>
 
@@ -12,7 +13,9 @@
 #include "base/types.h"
 #include "bench/host_report.h"
 #include "kernels/registry.h"
+#include "numa/cpu_list.h"
 #include "numa/team.h"
+#include "tools/doctor_nodes.h"
 
 namespace cpuinfer::tools {
 namespace {
@@ -94,23 +97,9 @@ Check check_kernels(const Machine& machine, Isa used) {
                    chosen->elementwise->name, kernels::profile_name(chosen->profile), fmt::join(names, ", ")));
 }
 
-/// "0-3,8" as a count of CPUs; 0 if it is malformed.
-int count_of_list(const std::string& list) {
-  int count = 0;
-  std::istringstream parts(list);
-  for (std::string part; std::getline(parts, part, ',');) {
-    int first = 0;
-    int last = 0;
-    char dash = 0;
-    std::istringstream numbers(part);
-    if (!(numbers >> first)) return 0;
-    count += numbers >> dash >> last && dash == '-' && last >= first ? last - first + 1 : 1;
-  }
-  return count;
-}
-
 Check check_cpus_allowed(const Machine& machine) {
-  const int online = count_of_list(first_line(machine.root / "sys/devices/system/cpu/online"));
+  const auto listed = numa::parse_list(first_line(machine.root / "sys/devices/system/cpu/online"));
+  const int online = listed ? static_cast<int>(listed->size()) : 0;
   const int usable = machine.topology.cpus();
   if (online > usable)
     return warn("affinity", format("this process may use {} of {} CPUs", usable, online),
@@ -168,22 +157,6 @@ Check check_pinning(const Machine& machine) {
   return ok("pinning", format("{} thread{}, each on its own core", machine.workers, plural(machine.workers)));
 }
 
-Check check_nodes(const Machine& machine) {
-  std::string text;
-  for (const numa::Node& node : machine.topology.nodes())
-    text += format("{}node {}: {} core{}, {} ({} free)", text.empty() ? "" : "; ", node.id, node.cores,
-                   plural(node.cores), format_bytes(node.memory_bytes), format_bytes(node.free_bytes));
-  return ok("nodes", text);
-}
-
-Check check_balancing(const Machine& machine) {
-  const std::string mode = first_line(machine.root / "proc/sys/kernel/numa_balancing");
-  if (machine.topology.nodes().size() > 1 && !mode.empty() && mode != "0")
-    return warn("balancing", "the kernel moves pages between nodes while cpuinfer runs",
-                "sudo sysctl kernel.numa_balancing=0");
-  return ok("balancing", machine.topology.nodes().size() > 1 ? "the kernel leaves pages on their nodes" : "one node");
-}
-
 Check check_memory(const Machine& machine) {
   const std::string text = format("{} can be used: {}", format_bytes(machine.memory.bytes), machine.memory.reason);
   if (machine.memory.bytes < 1_GiB)
@@ -206,8 +179,10 @@ Check check_huge_pages(const Machine& machine) {
   const std::string reserved =
       pages.total_2m + pages.total_1g == 0
           ? ""
-          : format("; {} x 2 MiB and {} x 1 GiB are reserved ({} and {} free), which cpuinfer does not use",
-                   pages.total_2m, pages.total_1g, pages.free_2m, pages.free_1g);
+          : format(
+                "; {} x 2 MiB and {} x 1 GiB are reserved ({} and {} free): weights take those of 1 GiB, nothing "
+                "those of 2 MiB",
+                pages.total_2m, pages.total_1g, pages.free_2m, pages.free_1g);
   if (pages.transparent == "never")
     return warn("hugepages", format("transparent huge pages are off{}", reserved),
                 "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled");
@@ -310,16 +285,18 @@ Result<std::vector<Check>> diagnose(const Machine& machine, const std::string& i
   if (!isa_level.empty()) {
     TRY_ASSIGN(used, kernels::cap_isa(machine.isa, isa_level));
   }
-  return std::vector<Check>{
-      check_cpu(machine),           check_isa(machine, used, isa_level),
-      check_kernels(machine, used), check_cpus_allowed(machine),
-      check_quota(machine),         check_pinning(machine),
-      check_nodes(machine),         check_balancing(machine),
-      check_memory(machine),        check_swap(machine),
-      check_huge_pages(machine),    check_governor(machine),
-      check_load(machine),          check_limits(machine),
-      check_speed(machine),
-  };
+  std::vector<Check> checks = {check_cpu(machine),           check_isa(machine, used, isa_level),
+                               check_kernels(machine, used), check_cpus_allowed(machine),
+                               check_quota(machine),         check_pinning(machine)};
+  std::ranges::move(check_memory_nodes(machine), std::back_inserter(checks));
+  checks.push_back(check_memory(machine));
+  checks.push_back(check_swap(machine));
+  checks.push_back(check_huge_pages(machine));
+  checks.push_back(check_governor(machine));
+  checks.push_back(check_load(machine));
+  checks.push_back(check_limits(machine));
+  checks.push_back(check_speed(machine));
+  return checks;
 }
 
 std::string report_text(const std::vector<Check>& checks) {

@@ -18,6 +18,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// 2 GiB of each node in pieces of 4 MiB, and little in small ones.
+constexpr const char* kHealthyBuddies =
+    "Node 0, zone      DMA      1      0      0      0      0      0      0      0      1      1      3\n"
+    "Node 0, zone   Normal    100     10      1      0      0      0      0      0      0      1    512\n"
+    "Node 1, zone   Normal    100     10      1      0      0      0      0      0      0      1    512\n";
+
 constexpr Isa kServer = Isa::kAvx2 | Isa::kAvx512 | Isa::kAvx512Bf16 | Isa::kAmxBf16;
 
 /// A healthy server with two nodes; its files are in a directory of this test.
@@ -38,6 +44,8 @@ class FakeMachine {
     write("proc/loadavg", "0.10 0.20 0.30 1/100 4711\n");
     write("proc/cpuinfo", "processor : 0\nflags\t\t: fpu avx2 amx_bf16 amx_tile\n");
     write("proc/sys/kernel/numa_balancing", "0\n");
+    write("proc/sys/vm/zone_reclaim_mode", "0\n");
+    write("proc/buddyinfo", kHealthyBuddies);
     write("sys/devices/system/cpu/online", "0-15\n");
     for (int cpu = 0; cpu < 16; ++cpu)
       write(format("sys/devices/system/cpu/cpu{}/cpufreq/scaling_governor", cpu), "performance\n");
@@ -82,7 +90,7 @@ TEST_CASE("a healthy server passes every check") {
   const FakeMachine fake;
   const auto checks = diagnose(fake.machine, "");
   REQUIRE(checks.has_value());
-  CHECK(checks->size() == 15);
+  CHECK(checks->size() == 18);
   CHECK(is_usable(*checks));
   for (const Check& check : *checks) {
     CAPTURE(check.name);
@@ -96,7 +104,10 @@ TEST_CASE("a healthy server passes every check") {
   CHECK(fake.check("kernels").detail.find("(numerics amx); --gemm takes amx-tile, ") != std::string::npos);
   expect(fake.check("nodes"), Health::kOk,
          "node 0: 4 cores, 59.6 GiB (59.6 GiB free); node 1: 4 cores, 59.6 GiB (59.6 GiB free)", "");
+  expect(fake.check("cpuset"), Health::kOk, "this process may use the memory of all nodes", "");
   expect(fake.check("balancing"), Health::kOk, "the kernel leaves pages on their nodes", "");
+  expect(fake.check("reclaim"), Health::kOk, "full nodes use their neighbours", "");
+  expect(fake.check("fragments"), Health::kOk, "free memory is in pieces large enough for huge pages", "");
   expect(fake.check("governor"), Health::kOk, "performance on 16 CPUs", "");
   expect(fake.check("limits"), Health::kOk, "20000 open files, address space unlimited", "");
   expect(fake.check("pinning"), Health::kOk, "8 threads, each on its own core", "");
@@ -177,13 +188,69 @@ TEST_CASE("what slows a machine down has a fix") {
   fake.machine.address_space = 4_GiB;
   expect(fake.check("limits"), Health::kWarn, "address space is limited to 4.0 GiB (ulimit -v)", "ulimit -v unlimited");
   fake.machine.huge_pages = {.total_2m = 512, .free_2m = 500, .total_1g = 4, .free_1g = 1, .transparent = "never"};
-  expect(fake.check("hugepages"), Health::kWarn,
-         "transparent huge pages are off; 512 x 2 MiB and 4 x 1 GiB are reserved (500 and 1 free), which cpuinfer does "
-         "not use",
-         "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled");
+  expect(
+      fake.check("hugepages"), Health::kWarn,
+      "transparent huge pages are off; 512 x 2 MiB and 4 x 1 GiB are reserved (500 and 1 free): weights take those of "
+      "1 GiB, nothing those of 2 MiB",
+      "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled");
   fake.machine.huge_pages = {};
   expect(fake.check("hugepages"), Health::kWarn, "this kernel has no transparent huge pages",
          "use a kernel with CONFIG_TRANSPARENT_HUGEPAGE");
+}
+
+TEST_CASE("fragmented memory and zone reclaim") {
+  FakeMachine fake;
+  fake.write("proc/sys/vm/zone_reclaim_mode", "1\n");
+  expect(
+      fake.check("reclaim"), Health::kWarn,
+      "a full node drops page cache instead of using its neighbour (vm.zone_reclaim_mode is 1), which stops programs "
+      "for a while",
+      "sudo sysctl vm.zone_reclaim_mode=0");
+  // Node 1: 2 GiB in single pages, 512 MiB in pieces of 2 MiB.
+  fake.write("proc/buddyinfo",
+             "Node 0, zone   Normal    100     10      1      0      0      0      0      0      0      1    512\n"
+             "Node 1, zone   Normal 524288      0      0      0      0      0      0      0      0    256      0\n");
+  expect(fake.check("fragments"), Health::kWarn,
+         "node 1: only 512.0 MiB of 2.5 GiB free memory are in pieces of 2 MiB or more, which huge pages need",
+         "echo 1 | sudo tee /proc/sys/vm/compact_memory (after: echo 1 | sudo tee /proc/sys/vm/drop_caches)");
+  // Too little is free to say anything: page cache fills the node.
+  fake.write("proc/buddyinfo", "Node 0, zone   Normal 100000\nNode 1, zone Normal\nnonsense\nNode x, zone a 1\n");
+  expect(fake.check("fragments"), Health::kOk, "free memory is in pieces large enough for huge pages", "");
+}
+
+TEST_CASE("nodes with memory only, with CPUs only, and memory that the cpuset forbids") {
+  const auto node = [](int id, std::vector<numa::SystemCpu> cpus, int64_t bytes, bool allowed) {
+    numa::SystemNode made;
+    made.id = id;
+    made.cpus = std::move(cpus);
+    made.memory_bytes = bytes;
+    made.allowed = allowed;
+    return made;
+  };
+  const auto machine_of = [](std::vector<numa::SystemNode> nodes, std::vector<numa::SystemCpu> homeless) {
+    auto topology = numa::Topology::from({.nodes = std::move(nodes), .homeless = std::move(homeless), .distances = {}});
+    REQUIRE(topology.has_value());
+    return std::move(topology).value();
+  };
+  FakeMachine fake;
+  fake.machine.topology = machine_of({node(0, {{0, 0}, {1, 1}}, 8_GiB, true), node(1, {}, 64_GiB, true)}, {});
+  expect(fake.check("nodes"), Health::kOk,
+         "node 0: 2 cores, 8.0 GiB (8.0 GiB free); node 1: 64.0 GiB without CPUs, not used", "");
+  fake.machine.topology = machine_of(
+      {node(0, {{0, 0}}, 8_GiB, true), node(1, {{1, 1}, {2, 2}}, 0, true), node(2, {}, 8_GiB, false)}, {{7, 7}});
+  expect(fake.check("nodes"), Health::kWarn,
+         "node 0: 4 cores, 8.0 GiB (8.0 GiB free); node 1: CPUs 1-2 without memory, served by node 0; no node: CPU 7 "
+         "without memory, served by node 0",
+         "put memory into all nodes, or let the process's cpuset allow what they have (cpuset.mems)");
+  expect(fake.check("cpuset"), Health::kWarn, "this process may not use the memory of node 2",
+         "add 2 to cpuset.mems of its container or service (docker: --cpuset-mems)");
+  auto hidden = numa::Topology::detect("/nonexistent");
+  REQUIRE(hidden.has_value());
+  fake.machine.topology = std::move(*hidden);
+  fake.machine.isa = kernels::detect_isa();  // this is a real machine: its kernels are timed
+  CHECK(fake.check("nodes").health == Health::kWarn);
+  CHECK(fake.check("nodes").detail.find("(but /sys/devices/system/cpu cannot be read") != std::string::npos);
+  CHECK(fake.check("nodes").fix == "let this process read /sys, or use --no-pin");
 }
 
 TEST_CASE("a system that says little is no problem") {
@@ -194,6 +261,8 @@ TEST_CASE("a system that says little is no problem") {
   expect(fake.check("load"), Health::kOk, "the system does not say", "");
   expect(fake.check("swap"), Health::kOk, "none", "");
   expect(fake.check("balancing"), Health::kOk, "one node", "");
+  expect(fake.check("reclaim"), Health::kOk, "full nodes use their neighbours", "");
+  expect(fake.check("fragments"), Health::kOk, "the system does not say", "");
   expect(fake.check("affinity"), Health::kOk, "this process may use all CPUs", "");
   expect(fake.check("quota"), Health::kOk, "no limit on CPU time", "");
 }
