@@ -247,6 +247,7 @@ TEST_CASE("nodes with memory only, with CPUs only, and memory that the cpuset fo
   auto hidden = numa::Topology::detect("/nonexistent");
   REQUIRE(hidden.has_value());
   fake.machine.topology = std::move(*hidden);
+  fake.machine.isa = kernels::detect_isa();  // this is a real machine: its kernels are timed
   CHECK(fake.check("nodes").health == Health::kWarn);
   CHECK(fake.check("nodes").detail.find("(but /sys/devices/system/cpu cannot be read") != std::string::npos);
   CHECK(fake.check("nodes").fix == "let this process read /sys, or use --no-pin");
