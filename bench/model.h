@@ -25,7 +25,7 @@ struct ModelBenchOptions {
 /// A case, and why it cannot run if memory has no room for it.
 struct PlannedCase {
   ModelCase test;
-  std::optional<std::string> refusal;  ///< what it needs and what there is
+  std::optional<std::string> refusal;  ///< what it needs and what there is, by itself or beside the other cases
 };
 
 /// What a case took. Rates are of all sequences together.
@@ -43,7 +43,8 @@ struct CaseResult {
   double flops_per_second() const { return flops_per_token * tokens_per_second; }
 };
 
-/// Owns an engine that is planned for the largest case that fits. Used by one thread.
+/// Owns an engine that is planned for all cases that fit, together: of each thing the most that one of them needs. Used
+/// by one thread.
 class ModelBench {
  public:
   /// Reads no weights. A depth beyond the positions of the model is reached by linear rope scaling, which changes no
