@@ -112,7 +112,7 @@ Result<ModelBench> ModelBench::prepare(const ModelBenchOptions& options) {
   std::vector<PlannedCase> planned;
   for (const ModelCase& test : cases) planned.push_back({test, std::nullopt});
   TRY_ASSIGN(engine, fit_cases(chosen, planned));
-  return ModelBench(std::move(engine), std::move(planned), options.repeats);
+  return ModelBench(std::move(engine), std::move(planned), options);
 }
 
 double ModelBench::estimated_cost(const ModelCase& test) const {
@@ -175,14 +175,20 @@ Result<CaseResult> ModelBench::run(const ModelCase& test, LimitSampler& sampler,
   rewind();
   engine_->reset_profile();
   sampler.forget();
+  const auto timed_repeat = [&]() -> Result<double> {
+    const Clock::time_point started = Clock::now();
+    TRY(repeat(test, sequences, count, cancel));
+    const double seconds = seconds_since(started);
+    rewind();
+    return seconds;
+  };
+  const int all = counting_cost_ ? 3 * repeats_ : repeats_;
   CaseResult result;
   for (int i = 0; i < repeats_; ++i) {
     sampler.sample();
-    const Clock::time_point started = Clock::now();
-    TRY(repeat(test, sequences, count, cancel));
-    result.seconds.push_back(seconds_since(started));
-    rewind();
-    if (progress) progress(i + 1, repeats_);
+    TRY_ASSIGN(const double seconds, timed_repeat());
+    result.seconds.push_back(seconds);
+    if (progress) progress(i + 1, all);
   }
   sampler.sample();
 
@@ -201,6 +207,24 @@ Result<CaseResult> ModelBench::run(const ModelCase& test, LimitSampler& sampler,
   result.flops_per_token = flops / static_cast<double>(result.profile.tokens);
   result.limits = sampler.limits();
   result.bound = bound_of(result.bytes_per_token, result.flops_per_token, result.limits);
+
+  if (counting_cost_) {
+    std::vector<double> ratios;
+    for (int i = 0; i < repeats_; ++i) {
+      double seconds[2] = {};  // without, with
+      for (int turn = 0; turn < 2; ++turn) {
+        const bool counting = (i + turn) % 2 == 0;  // neither is always first
+        engine_->set_counting(counting);
+        auto measured = timed_repeat();
+        engine_->set_counting(true);
+        TRY_ASSIGN(seconds[counting], std::move(measured));
+      }
+      ratios.push_back(seconds[1] / seconds[0]);
+      if (progress) progress(repeats_ + 2 * (i + 1), all);
+    }
+    std::ranges::sort(ratios);
+    result.counting = {median(ratios), ratios[ratios.size() / 4], ratios[ratios.size() - 1 - ratios.size() / 4]};
+  }
   return result;
 }
 
