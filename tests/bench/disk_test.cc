@@ -23,6 +23,7 @@
 
 #include "base/format.h"
 #include "base/types.h"
+#include "tests/bench/machine.h"
 
 namespace {
 std::atomic<bool> refuse_direct = false;
@@ -48,15 +49,6 @@ using namespace cpuinfer::bench;
 namespace {
 
 namespace fs = std::filesystem;
-
-const numa::Topology& machine() {
-  static const numa::Topology topology = [] {
-    auto found = numa::Topology::detect();
-    REQUIRE(found.has_value());
-    return std::move(*found);
-  }();
-  return topology;
-}
 
 struct TemporaryDirectory {
   explicit TemporaryDirectory(const fs::path& parent = fs::temp_directory_path())

@@ -3,33 +3,18 @@
 
 #include <atomic>
 #include <cmath>
-#include <memory>
-#include <optional>
 
 #include "base/types.h"
 #include "bench/barriers.h"
 #include "bench/peaks.h"
 #include "bench/read.h"
 #include "bench/timing.h"
+#include "tests/bench/machine.h"
 
 using namespace cpuinfer;
 using namespace cpuinfer::bench;
 
 namespace {
-
-struct Setup {
-  explicit Setup(int threads, int nodes) {
-    auto found = numa::Topology::detect();
-    REQUIRE(found.has_value());
-    topology.emplace(std::move(*found));
-    auto made = numa::Team::create(*topology, threads, nodes);
-    REQUIRE(made.has_value());
-    team = std::move(*made);
-  }
-  std::optional<numa::Topology> topology;
-  std::unique_ptr<numa::Team> team;
-  kernels::Isa isa = kernels::detect_isa();
-};
 
 bool positive(double value) { return std::isfinite(value) && value > 0; }
 
@@ -47,7 +32,7 @@ TEST_CASE("a sweep names its best entry, and every entry has its figures") {
     Setup s(2, nodes);
     std::vector<ReadBuffers> buffers;
     for (const numa::Pages pages : {numa::Pages::kSmall, numa::Pages::kHuge}) {
-      auto made = make_read_buffers(*s.team, *s.topology, 4_MiB, pages);
+      auto made = make_read_buffers(*s.team, s.topology, 4_MiB, pages);
       REQUIRE(made.has_value());
       buffers.push_back(std::move(*made));
     }
@@ -79,7 +64,7 @@ TEST_CASE("a sweep names its best entry, and every entry has its figures") {
 
 TEST_CASE("a sampler walks through all pieces, small ones left out") {
   Setup s(1, 1);
-  auto made = make_read_buffers(*s.team, *s.topology, 4_MiB, numa::Pages::kHuge);
+  auto made = make_read_buffers(*s.team, s.topology, 4_MiB, numa::Pages::kHuge);
   REQUIRE(made.has_value());
   const std::byte* data = made->memory.workers[0][0].data;
   // The second piece is too small for the pattern, the third is none at all.
@@ -123,7 +108,7 @@ TEST_CASE("each kind of barrier has its figure") {
 
 TEST_CASE("a measurement stops when asked to") {
   Setup s(1, 1);
-  auto made = make_read_buffers(*s.team, *s.topology, 1_MiB, numa::Pages::kHuge);
+  auto made = make_read_buffers(*s.team, s.topology, 1_MiB, numa::Pages::kHuge);
   REQUIRE(made.has_value());
   std::atomic<bool> cancel = false;
   const Watch watch{.cancel = &cancel, .progress = [&](double done) { cancel = done > 0.1; }};
