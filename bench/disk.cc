@@ -79,7 +79,8 @@ Result<std::vector<OpenFile>> open_model(const fs::path& directory, DiskFigure& 
   std::vector<OpenFile> files;
   int64_t total = 0;
   for (const fs::path& path : paths) {
-    OpenFile file{Descriptor(open(path.c_str(), O_RDONLY | O_CLOEXEC)), 0};
+    // O_NONBLOCK: a pipe without a writer would be waited for; it is no bytes long then.
+    OpenFile file{Descriptor(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)), 0};
     struct stat status{};
     if (file.descriptor.get() < 0 || fstat(file.descriptor.get(), &status) != 0)
       return system_error("open", path, errno);
@@ -142,12 +143,14 @@ Result<std::vector<OpenFile>> make_temporary(const numa::Topology& topology, con
 /// The blocks of all files in one row.
 class BlockSequence {
  public:
+  static constexpr int kEndOfFile = -1;  // beside the values of errno
+
   explicit BlockSequence(const std::vector<OpenFile>& files) : files_(files) {
     for (const OpenFile& file : files) bytes_ += file.bytes;
   }
   int64_t bytes() const { return bytes_; }
 
-  /// Reads the block at `position`, a multiple of `block`, going around the end. 0, or errno.
+  /// Reads the block at `position`, a multiple of `block`, going around the end. 0, errno or kEndOfFile.
   int read(int64_t position, int64_t block, std::byte* to) const {
     int64_t at = position % bytes_;
     size_t file = 0;
@@ -155,7 +158,7 @@ class BlockSequence {
     for (int64_t done = 0; done < block;) {
       const ssize_t n = pread(files_[file].descriptor.get(), to + done, static_cast<size_t>(block - done), at + done);
       if (n < 0 && errno == EINTR) continue;
-      if (n <= 0) return n < 0 ? errno : EIO;
+      if (n <= 0) return n < 0 ? errno : kEndOfFile;
       done += n;
     }
     return 0;
@@ -220,7 +223,9 @@ Result<DiskFigure> measure_disk(const numa::Topology& topology, const DiskOption
         });
       });
       if (failure != 0)
-        return fail(ErrorCode::kRuntime, format("reading {} failed: {}", figure.what, std::strerror(failure)));
+        return fail(ErrorCode::kRuntime, format("reading {} failed: {}", figure.what,
+                                                failure == BlockSequence::kEndOfFile ? "a file has become shorter"
+                                                                                     : std::strerror(failure)));
       figure.entries.push_back({readers, block, static_cast<double>(bytes) / seconds});
       position = round_up(position + bytes.load(), kLargestBlock) % sequence.bytes();
     }

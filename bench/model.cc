@@ -32,17 +32,60 @@ TokenId token_at(int sequence, int64_t position, int vocab) {
   return static_cast<TokenId>(bits % static_cast<uint64_t>(vocab));
 }
 
-// The engine for the cases that need at most `kv_tokens`.
-EngineOptions options_for(const ModelBenchOptions& options, std::span<const ModelCase> cases, int64_t kv_tokens) {
+// The engine that runs these cases: of each thing the most that one of them needs, not more.
+EngineOptions options_for(const ModelBenchOptions& options, std::span<const ModelCase> cases) {
   EngineOptions engine = options.engine;
   engine.context_tokens = 1;
-  engine.kv_tokens = kv_tokens;
+  engine.kv_tokens = 1;
+  int64_t prompt = 1;  // decode takes no chunks: contexts are made up
   for (const ModelCase& test : cases) {
-    if (test.kv_tokens() > kv_tokens) continue;
     engine.context_tokens = std::max(engine.context_tokens, test.length());
+    engine.kv_tokens = std::max(engine.kv_tokens, test.kv_tokens());
     engine.sequences = std::max(engine.sequences, test.batch);
     engine.experts = std::max(engine.experts, test.experts);
+    prompt = std::max(prompt, test.prompt);
   }
+  engine.chunk_tokens = static_cast<int>(std::min<int64_t>(engine.chunk_tokens, prompt));
+  return engine;
+}
+
+std::string shortages_of(const Engine& engine) { return fmt::format("{}", fmt::join(engine.plan().shortages, "; ")); }
+
+// Those that are not refused.
+std::vector<ModelCase> wanted_of(std::span<const PlannedCase> planned) {
+  std::vector<ModelCase> cases;
+  for (const PlannedCase& entry : planned)
+    if (!entry.refusal) cases.push_back(entry.test);
+  return cases;
+}
+
+// An engine for as many of the cases as fit together; refuses the others. Errors: kDoesNotFit if that is none.
+Result<std::unique_ptr<Engine>> fit_cases(const ModelBenchOptions& options, std::vector<PlannedCase>& planned) {
+  TRY_ASSIGN(std::unique_ptr<Engine> engine, Engine::prepare(options_for(options, wanted_of(planned))));
+  if (engine->plan().fits()) return engine;
+  // Each by itself: a case that does not fit is refused with its own numbers, whatever else is asked for.
+  std::vector<int64_t> bytes;
+  std::unique_ptr<Engine> smallest;
+  for (PlannedCase& entry : planned) {
+    TRY_ASSIGN(std::unique_ptr<Engine> alone, Engine::prepare(options_for(options, {&entry.test, 1})));
+    bytes.push_back(alone->plan().total());
+    if (!alone->plan().fits()) entry.refusal = shortages_of(*alone);
+    if (smallest == nullptr || alone->plan().total() < smallest->plan().total()) smallest = std::move(alone);
+  }
+  // Then together, without the largest until the rest fits.
+  std::vector<ModelCase> wanted = wanted_of(planned);
+  if (wanted.empty()) engine = std::move(smallest);
+  for (; !wanted.empty(); wanted = wanted_of(planned)) {
+    TRY_ASSIGN(engine, Engine::prepare(options_for(options, wanted)));
+    if (engine->plan().fits() || wanted.size() == 1) break;
+    size_t largest = planned.size();
+    for (size_t i = 0; i < planned.size(); ++i)
+      if (!planned[i].refusal && (largest == planned.size() || bytes[i] > bytes[largest])) largest = i;
+    planned[largest].refusal =
+        format("by itself it would fit, beside the other cases it does not ({}): measure it in a run of its own",
+               shortages_of(*engine));
+  }
+  TRY(engine->plan().check("no case fits: take fewer --layers, a smaller --depth or --batch, or more memory"));
   return engine;
 }
 
@@ -66,27 +109,10 @@ Result<ModelBench> ModelBench::prepare(const ModelBenchOptions& options) {
     rope.factor = static_cast<double>(ceil_div(longest, config.max_positions));
   }
 
-  // From the case that needs most to the one that needs least: the first plan that fits is the engine's.
-  std::vector<int64_t> needs;
-  for (const ModelCase& test : cases) needs.push_back(test.kv_tokens());
-  std::ranges::sort(needs, std::greater());
-  const auto [last, end] = std::ranges::unique(needs);
-  needs.erase(last, end);
-  std::vector<std::pair<int64_t, std::string>> refusals;  // of these needs
-  for (const int64_t need : needs) {
-    TRY_ASSIGN(engine, Engine::prepare(options_for(chosen, cases, need)));
-    if (engine->plan().fits()) break;
-    refusals.emplace_back(need, fmt::format("{}", fmt::join(engine->plan().shortages, "; ")));
-  }
-  TRY(engine->plan().check("no case fits: take fewer --layers, a smaller --depth or --batch, or more memory"));
-
   std::vector<PlannedCase> planned;
-  for (const ModelCase& test : cases) {
-    PlannedCase& entry = planned.emplace_back(PlannedCase{test, std::nullopt});
-    for (const auto& [need, refusal] : refusals)
-      if (need == test.kv_tokens()) entry.refusal = refusal;
-  }
-  return ModelBench(std::move(engine), std::move(planned), options.repeats);
+  for (const ModelCase& test : cases) planned.push_back({test, std::nullopt});
+  TRY_ASSIGN(engine, fit_cases(chosen, planned));
+  return ModelBench(std::move(engine), std::move(planned), options);
 }
 
 double ModelBench::estimated_cost(const ModelCase& test) const {
@@ -149,14 +175,20 @@ Result<CaseResult> ModelBench::run(const ModelCase& test, LimitSampler& sampler,
   rewind();
   engine_->reset_profile();
   sampler.forget();
+  const auto timed_repeat = [&]() -> Result<double> {
+    const Clock::time_point started = Clock::now();
+    TRY(repeat(test, sequences, count, cancel));
+    const double seconds = seconds_since(started);
+    rewind();
+    return seconds;
+  };
+  const int all = counting_cost_ ? 3 * repeats_ : repeats_;
   CaseResult result;
   for (int i = 0; i < repeats_; ++i) {
     sampler.sample();
-    const Clock::time_point started = Clock::now();
-    TRY(repeat(test, sequences, count, cancel));
-    result.seconds.push_back(seconds_since(started));
-    rewind();
-    if (progress) progress(i + 1, repeats_);
+    TRY_ASSIGN(const double seconds, timed_repeat());
+    result.seconds.push_back(seconds);
+    if (progress) progress(i + 1, all);
   }
   sampler.sample();
 
@@ -175,6 +207,24 @@ Result<CaseResult> ModelBench::run(const ModelCase& test, LimitSampler& sampler,
   result.flops_per_token = flops / static_cast<double>(result.profile.tokens);
   result.limits = sampler.limits();
   result.bound = bound_of(result.bytes_per_token, result.flops_per_token, result.limits);
+
+  if (counting_cost_) {
+    std::vector<double> ratios;
+    for (int i = 0; i < repeats_; ++i) {
+      double seconds[2] = {};  // without, with
+      for (int turn = 0; turn < 2; ++turn) {
+        const bool counting = (i + turn) % 2 == 0;  // neither is always first
+        engine_->set_counting(counting);
+        auto measured = timed_repeat();
+        engine_->set_counting(true);
+        TRY_ASSIGN(seconds[counting], std::move(measured));
+      }
+      ratios.push_back(seconds[1] / seconds[0]);
+      if (progress) progress(repeats_ + 2 * (i + 1), all);
+    }
+    std::ranges::sort(ratios);
+    result.counting = {median(ratios), ratios[ratios.size() / 4], ratios[ratios.size() - 1 - ratios.size() / 4]};
+  }
   return result;
 }
 

@@ -31,6 +31,10 @@ constexpr unsigned kMxcsr = 0x1f80u | 0x8000u | 0x0040u;
 /// threads; nothing has been called then. body must not throw.
 template <typename Body>
 bool in_parallel(int count, Body&& body) {
+  if (count == 1) {  // libgomp would allocate for every region of one thread
+    body(0);
+    return true;
+  }
 #ifdef CPUINFER_TEAM_THREADS
   // ThreadSanitizer does not understand libgomp's barriers; plain threads it does.
   std::vector<std::thread> threads;

@@ -29,7 +29,7 @@ struct Line {
 };
 
 Result<bench::ModelBenchOptions> bench_options(const BenchModelOptions& options) {
-  bench::ModelBenchOptions bench{options.engine, options.cases, options.repeats};
+  bench::ModelBenchOptions bench{options.engine, options.cases, options.repeats, options.profile};
   if (!options.synthetic.empty()) {
     TRY_ASSIGN(Json config, named_config(options.synthetic));
     if (options.layers) config.set("num_hidden_layers", *options.layers);
@@ -100,6 +100,11 @@ std::string report_text(const std::vector<Line>& lines, const std::string& model
     if (!line.result) continue;
     text += format("\n{}, {} experts:\n\n{}", line.planned->test.name(), line.planned->test.experts,
                    phase_table(line.result->profile, line.result->limits));
+    const bench::CountingCost& cost = *line.result->counting;
+    const auto percent = [](double ratio) { return format("{:.3f} %", 100 * (ratio - 1)); };
+    text +=
+        format("\nCounting this takes {} of a repeat: median of {} pairs with and without, the middle half {} to {}.\n",
+               percent(cost.median), line.result->seconds.size(), percent(cost.low), percent(cost.high));
   }
   return text;
 }
@@ -133,6 +138,13 @@ Json case_json(const Line& line) {
   json.set("bound_tokens_per_second", result.bound.seconds > 0 ? Json(1 / result.bound.seconds) : Json());
   json.set("share_of_bound", result.share());
   json.set("share_of_fma_peak", result.flops_per_second() / result.limits.fma_flops_per_second);
+  if (result.counting) {
+    Json counting;
+    counting.set("median", result.counting->median);
+    counting.set("low", result.counting->low);
+    counting.set("high", result.counting->high);
+    json.set("counting_ratio", std::move(counting));
+  }
   json.set("steps", result.profile.steps);
   json.set("phases", phases_json(result.profile, result.limits));
   return json;

@@ -117,7 +117,9 @@ Result<CommandLine> parse_bench_model(const std::vector<std::string>& arguments,
   table.value("--repeat", "R", "Repeats of each case [5]", count_into(o.repeats, 1, 1000), Variable::kNo);
   add_machine(table, o.engine);
   table.group("Output");
-  table.flag("--profile", "Print what each phase of a step took, too", [&o] { o.profile = true; }, Variable::kNo);
+  table.flag(
+      "--profile", "Print what each phase of a step took, too, and what\ncounting that costs",
+      [&o] { o.profile = true; }, Variable::kNo);
   table.flag(
       "--quick", "Few tokens, short samples: shows that it works, not\nhow fast", [&o] { o.quick = true; },
       Variable::kNo);

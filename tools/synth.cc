@@ -301,7 +301,7 @@ Result<int> write_checkpoint(const SynthOptions& options, const Json& config,
 Result<int> synth_command(const SynthOptions& options) {
   TRY_ASSIGN(const Json config, wanted_config(options));
   TRY_ASSIGN(const model::ModelConfig parsed, model::parse_model_config(config));
-  TRY_ASSIGN(const std::unique_ptr<model::Model> model, model::create_model(parsed, 1));
+  TRY_ASSIGN(const std::unique_ptr<model::Model> model, model::create_model(parsed, model::Placement::even(1)));
   if (options.tokenizer) {
     TRY_ASSIGN(const checkpoint::Tokenizer tokenizer, checkpoint::Tokenizer::open(*options.tokenizer));
     if (tokenizer.id_limit() > parsed.vocab) {

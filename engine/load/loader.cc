@@ -257,28 +257,43 @@ Result<void> read_weights(model::Model& model, const Checkpoint& checkpoint, num
   });
   if (vector_error) return std::unexpected(*vector_error);
 
-  const int64_t block_bytes = std::min(kBlockBytes, kBlocksBytes / team.workers());
+  // Where the system gives no more threads, those that there are load more slowly.
+  std::unique_ptr<numa::Team> more;
+  if (team.workers() < kLeastLoaders)
+    if (auto made = numa::Team::create(topology, {.threads = kLeastLoaders, .nodes = team.nodes()}))
+      more = std::move(*made);
+  numa::Team& loaders = more ? *more : team;
+
+  const int64_t block_bytes = std::min(kBlockBytes, kBlocksBytes / loaders.workers());
   std::vector<BlockList> lists;
-  for (int node = 0; node < team.nodes(); ++node) lists.push_back(make_blocks(matrices, node, block_bytes));
+  for (int node = 0; node < loaders.nodes(); ++node) lists.push_back(make_blocks(matrices, node, block_bytes));
   // The page cache keeps a small checkpoint for the next start. A large one would push out what is still needed.
   const bool large = checkpoint.total_bytes() > numa::available_memory().bytes / 4;
   const TensorReader reader(checkpoint, options.page_cache.value_or(large ? PageCache::kSpare : PageCache::kFill));
   std::vector<std::atomic<int64_t>> next_blocks(lists.size());
-  std::vector<Lane> lanes(team.workers());
-  std::atomic<int64_t> buffer_bytes = 0;
-  team.run([&](numa::Worker& worker) {
+  std::vector<Lane> lanes(loaders.workers());
+  std::vector<numa::NodeBuffer> buffers(lists.size());  // a block for each worker of the node
+  loaders.run([&](numa::Worker& worker) {
     const BlockList& list = lists[worker.node];
-    // In huge pages: the disk's requests then have few pieces.
-    constexpr int64_t kHugePage = 2_MiB;
-    auto buffer = numa::NodeBuffer::allocate(std::max(list.buffer_bytes, kHugePage), worker.node, topology);
-    if (!buffer) return loading.stop(std::move(buffer).error());
-    buffer_bytes += buffer->size();
+    if (worker.rank_in_node == 0) {
+      // In huge pages: the disk's requests then have few pieces.
+      constexpr int64_t kHugePage = 2_MiB;
+      auto buffer = numa::NodeBuffer::allocate(std::max(worker.count_in_node * list.buffer_bytes, kHugePage),
+                                               worker.node, topology);
+      if (buffer)
+        buffers[worker.node] = std::move(*buffer);
+      else
+        loading.stop(std::move(buffer).error());
+    }
+    worker.barrier();
+    if (loading.stopped()) return;
+    std::byte* const block = buffers[worker.node].data() + worker.rank_in_node * list.buffer_bytes;
     Lane& lane = lanes[worker.rank];
     lane.extents.reserve(static_cast<size_t>(list.most_extents));
     for (;;) {
       const int64_t i = next_blocks[worker.node].fetch_add(1, std::memory_order_relaxed);
       if (i >= static_cast<int64_t>(list.blocks.size()) || loading.stopped()) return;
-      auto loaded = load_block(loading, reader, list, list.blocks[i], worker.node, buffer->data(), lane);
+      auto loaded = load_block(loading, reader, list, list.blocks[i], worker.node, block, lane);
       if (!loaded) loading.stop(std::move(loaded).error());
       if (worker.rank == 0) loading.report();
     }
@@ -287,10 +302,12 @@ Result<void> read_weights(model::Model& model, const Checkpoint& checkpoint, num
   loading.report();
   if (options.statistics != nullptr) {
     LoadStatistics& statistics = *options.statistics;
+    int64_t buffer_bytes = 0;
+    for (const numa::NodeBuffer& buffer : buffers) buffer_bytes += buffer.size();
     statistics = {.bytes = loading.done_bytes(),
                   .direct_bytes = reader.direct_bytes(),
                   .buffer_bytes = buffer_bytes,
-                  .workers = team.workers(),
+                  .workers = loaders.workers(),
                   .seconds = seconds_since(start)};
     for (const Lane& lane : lanes) {
       statistics.read_seconds += lane.read_seconds;

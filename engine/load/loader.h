@@ -28,7 +28,7 @@ struct LoadStatistics {
   int64_t bytes = 0;         ///< read of the files
   int64_t direct_bytes = 0;  ///< of these straight from the disk, not through the page cache
   int64_t buffer_bytes = 0;  ///< of all workers: what was taken beside the weights
-  int workers = 0;
+  int workers = 0;           ///< that loaded: kLeastLoaders or more
   double seconds = 0;
   double read_seconds = 0, pack_seconds = 0;  ///< of all workers together
 };
@@ -50,6 +50,9 @@ struct LoadOptions {
 /// many workers or very long rows can take more.)
 inline constexpr int64_t kBlockBytes = 2_MiB;
 inline constexpr int64_t kBlocksBytes = 128_MiB;
+/// Workers that load, at the least, all nodes together. A worker reads a block and then packs it: a disk that is to be
+/// busy has several requests at any time, however few cores compute later. Beyond the CPUs they wait for the disk.
+inline constexpr int kLeastLoaders = 8;
 
 /// Allocates the weights of a model on its nodes, zero-filled, and places all matrices and vectors there: for
 /// read_weights and for weights that are made in memory. Errors: kDoesNotFit.
@@ -57,9 +60,10 @@ Result<WeightMemory> allocate_weights(model::Model& model, int nodes, const numa
 
 /// Fills weights that have their memory: the workers of a node read that node's units in blocks of megabytes, in the
 /// order of the files, and pack them straight into its memory; a worker packs while others read. F16 and F32 tensors
-/// are rounded to bf16 with one warning. Takes a buffer per worker beside the weights (kBlockBytes).
-/// REQUIRES: check_tensors and allocate_weights succeeded; team.nodes() is the model's number of nodes.
-/// Errors: kDoesNotFit (a buffer), kRuntime (I/O, with file and offset), kInterrupted.
+/// are rounded to bf16 with one warning. A team of fewer than kLeastLoaders workers is replaced by a larger one while
+/// it loads. Takes a block per worker beside the weights (kBlockBytes, kBlocksBytes): 16 MiB for up to eight. REQUIRES:
+/// check_tensors and allocate_weights succeeded; team.nodes() is the model's number of nodes. Errors: kDoesNotFit (a
+/// buffer), kRuntime (I/O, with file and offset), kInterrupted.
 Result<void> read_weights(model::Model& model, const checkpoint::Checkpoint& checkpoint, numa::Team& team,
                           const numa::Topology& topology, const LoadOptions& options = {});
 

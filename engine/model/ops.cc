@@ -16,11 +16,6 @@ void add_bias(float* y, std::span<const float> bias, int64_t begin, int64_t end)
   for (int64_t i = begin; i < end; ++i) y[i] += bias[i];
 }
 
-int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
 void multiply(Lane& lane, Rows<bf16> a, int count, const PackedMatrix& matrix, const ReplicatedVector& bias,
               Rows<float> c, bool accumulate) {
   for_each_piece(lane, worker_units(lane, matrix), units_per_block(matrix), [&](numa::Range units) {
@@ -60,6 +55,12 @@ Lane::Lane(numa::Worker& a_worker, const kernels::Kernels& a_kernels, Workspace&
       scratch(workspace.workers[a_worker.rank]),
       since_ns_(now_ns()) {}
 
+int64_t Lane::now_ns() const {
+  if (!scratch.counting) return 0;
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
 Lane::~Lane() { begin(phase_); }
 
 void Lane::begin(Phase phase) {
@@ -87,6 +88,7 @@ void Lane::meet_in_node() {
 }
 
 void Lane::count(int64_t bytes, int64_t flops) {
+  if (!scratch.counting) return;
   PhaseCounters& counters = scratch.counters[static_cast<int>(phase_)];
   counters.bytes += bytes;
   counters.flops += flops;

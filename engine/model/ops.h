@@ -47,6 +47,8 @@ class Lane {
  private:
   template <typename Wait>
   void wait(Wait&& wait);
+  /// The clock; it stands still while scratch.counting is off.
+  int64_t now_ns() const;
 
   Phase phase_ = Phase::kEmbedding;
   int64_t since_ns_;  ///< what came before is in the counters

@@ -75,6 +75,7 @@ struct alignas(64) WorkerScratch {
   ExpertSlots slots;                ///< of kFewRows rows
   int32_t* used_experts = nullptr;  ///< [experts]
   StepCounters counters{};          ///< of all steps since they were last set to zero
+  bool counting = true;             ///< off only to measure what counting costs
 };
 
 /// The most that one step may hold.

@@ -232,6 +232,11 @@ void Engine::reset_profile() {
   profiles_ = {};
 }
 
+void Engine::set_counting(bool counting) {
+  ENSURE(workspace_.has_value(), "load() comes before counters");
+  for (model::WorkerScratch& worker : workspace_->workers) worker.counting = counting;
+}
+
 StepProfile& StepProfile::operator+=(const StepProfile& other) {
   for (int phase = 0; phase < model::kPhases; ++phase) phases[phase] += other.phases[phase];
   steps += other.steps;

@@ -194,6 +194,9 @@ class Engine {
   /// What the steps of a kind cost since the last reset. REQUIRES: load() succeeded.
   StepProfile profile(StepKind kind);
   void reset_profile();
+  /// For benchmarks: whether the phases of the next steps are counted, as they are from the start, so that the cost of
+  /// counting can be measured. Steps and tokens are counted in any case. REQUIRES: load() succeeded.
+  void set_counting(bool counting);
 
   /// Where the weights lie, one buffer per node; empty before load().
   const load::WeightMemory& weights() const { return weights_; }

@@ -4,28 +4,16 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <memory>
 
 #include "base/format.h"
 #include "base/types.h"
 #include "bench/host_report.h"
+#include "tests/bench/machine.h"
 
 using namespace cpuinfer;
 using namespace cpuinfer::bench;
 
 namespace {
-
-numa::Topology machine() {
-  auto topology = numa::Topology::detect();
-  REQUIRE(topology.has_value());
-  return std::move(*topology);
-}
-
-std::unique_ptr<numa::Team> make_team(const numa::Topology& topology, int threads, int nodes) {
-  auto team = numa::Team::create(topology, {.threads = threads, .nodes = nodes});
-  REQUIRE(team.has_value());
-  return std::move(*team);
-}
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 

@@ -4,11 +4,11 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <memory>
 #include <string_view>
 
 #include "base/format.h"
 #include "base/types.h"
+#include "tests/bench/machine.h"
 
 using namespace cpuinfer;
 using namespace cpuinfer::bench;
@@ -18,26 +18,11 @@ using kernels::Profile;
 
 namespace {
 
-struct Setup {
-  explicit Setup(int threads, int nodes = 1) : topology(detect()) {
-    auto made = numa::Team::create(topology, {.threads = threads, .nodes = nodes});
-    REQUIRE(made.has_value());
-    team = std::move(*made);
-  }
-  static numa::Topology detect() {
-    auto found = numa::Topology::detect();
-    REQUIRE(found.has_value());
-    return std::move(*found);
-  }
-  GemmLimits limits() const {
-    return {.read = {&kernels::read_probes().back(), {1, 64_KiB, 0}},
-            .peak = &kernels::peak_probes().back(),
-            .seconds = 1e-4};
-  }
-  numa::Topology topology;
-  std::unique_ptr<numa::Team> team;
-  Isa isa = kernels::detect_isa();
-};
+GemmLimits limits() {
+  return {.read = {&kernels::read_probes().back(), {1, 64_KiB, 0}},
+          .peak = &kernels::peak_probes().back(),
+          .seconds = 1e-4};
+}
 
 const GemmKernel& row_of(std::string_view name, Profile profile) {
   for (const GemmKernel& row : kernels::gemm_kernels())
@@ -81,7 +66,7 @@ TEST_CASE("products of every kernel are timed and checked, however units fall on
     std::vector<const GemmKernel*> rows;
     for (const GemmKernel& row : kernels::gemm_kernels())
       if (kernels::covers(s.isa, row.needs)) rows.push_back(&row);
-    const auto cells = bench->run(rows, s.limits());
+    const auto cells = bench->run(rows, limits());
     REQUIRE_MESSAGE(cells.has_value(), cells.error().message);
     const bool baseline = kernels::covers(s.isa, Isa::kAvx512);
     size_t expected = 0;
@@ -121,7 +106,7 @@ TEST_CASE("a wrong result is found and named") {
     INFO(std::string(fault.name));
     const GemmKernel row{fault.name, Isa::kNone, fault.profile, 1, false, fault.run};
     const GemmKernel* const rows[] = {&row};
-    const auto cells = bench->run(rows, s.limits());
+    const auto cells = bench->run(rows, limits());
     REQUIRE_FALSE(cells.has_value());
     CHECK(cells.error().code == ErrorCode::kInternal);
     const std::string& message = cells.error().message;
@@ -134,7 +119,7 @@ TEST_CASE("a wrong result is found and named") {
   // Within rounding is good enough for oneDNN: the other profile's order is.
   const GemmKernel row{"rounding", Isa::kNone, Profile::kOneDnn, 1, false, row_of("reference", Profile::kAmx).run};
   const GemmKernel* const rows[] = {&row};
-  CHECK(bench->run(rows, s.limits()).has_value());
+  CHECK(bench->run(rows, limits()).has_value());
 }
 
 TEST_CASE("elementwise kernels: figures, and wrong bits") {

@@ -1,40 +1,20 @@
 // What the measurements of the machine promise, on teams and memories small enough for any machine. Not speed.
 #include <doctest/doctest.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
-#include <memory>
-#include <optional>
 
-#include "base/format.h"
 #include "base/types.h"
 #include "bench/barriers.h"
-#include "bench/disk.h"
 #include "bench/peaks.h"
 #include "bench/read.h"
 #include "bench/timing.h"
+#include "tests/bench/machine.h"
 
 using namespace cpuinfer;
 using namespace cpuinfer::bench;
 
 namespace {
-
-struct Setup {
-  explicit Setup(int threads, int nodes) {
-    auto found = numa::Topology::detect();
-    REQUIRE(found.has_value());
-    topology.emplace(std::move(*found));
-    auto made = numa::Team::create(*topology, {.threads = threads, .nodes = nodes});
-    REQUIRE(made.has_value());
-    team = std::move(*made);
-  }
-  std::optional<numa::Topology> topology;
-  std::unique_ptr<numa::Team> team;
-  kernels::Isa isa = kernels::detect_isa();
-};
 
 bool positive(double value) { return std::isfinite(value) && value > 0; }
 
@@ -52,7 +32,7 @@ TEST_CASE("a sweep names its best entry, and every entry has its figures") {
     Setup s(2, nodes);
     std::vector<ReadBuffers> buffers;
     for (const numa::Pages pages : {numa::Pages::kSmall, numa::Pages::kHuge}) {
-      auto made = make_read_buffers(*s.team, *s.topology, 4_MiB, pages);
+      auto made = make_read_buffers(*s.team, s.topology, 4_MiB, pages);
       REQUIRE(made.has_value());
       buffers.push_back(std::move(*made));
     }
@@ -84,7 +64,7 @@ TEST_CASE("a sweep names its best entry, and every entry has its figures") {
 
 TEST_CASE("a sampler walks through all pieces, small ones left out") {
   Setup s(1, 1);
-  auto made = make_read_buffers(*s.team, *s.topology, 4_MiB, numa::Pages::kHuge);
+  auto made = make_read_buffers(*s.team, s.topology, 4_MiB, numa::Pages::kHuge);
   REQUIRE(made.has_value());
   const std::byte* data = made->memory.workers[0][0].data;
   // The second piece is too small for the pattern, the third is none at all.
@@ -128,7 +108,7 @@ TEST_CASE("each kind of barrier has its figure") {
 
 TEST_CASE("a measurement stops when asked to") {
   Setup s(1, 1);
-  auto made = make_read_buffers(*s.team, *s.topology, 1_MiB, numa::Pages::kHuge);
+  auto made = make_read_buffers(*s.team, s.topology, 1_MiB, numa::Pages::kHuge);
   REQUIRE(made.has_value());
   std::atomic<bool> cancel = false;
   const Watch watch{.cancel = &cancel, .progress = [&](double done) { cancel = done > 0.1; }};
@@ -137,82 +117,4 @@ TEST_CASE("a measurement stops when asked to") {
   CHECK(sweep.error().code == ErrorCode::kInterrupted);
   CHECK(sweep.error().message == "interrupted while measuring");
   CHECK_FALSE(measure_peaks(*s.team, s.isa, 0.001, watch).has_value());
-}
-
-namespace {
-
-namespace fs = std::filesystem;
-
-struct TemporaryDirectory {
-  TemporaryDirectory() : path(fs::temp_directory_path() / format("cpuinfer-disk-test-{}", getpid())) {
-    fs::remove_all(path);
-    fs::create_directories(path);
-  }
-  ~TemporaryDirectory() { fs::remove_all(path); }
-  fs::path path;
-};
-
-void check_entries(const DiskFigure& figure) {
-  REQUIRE(figure.entries.size() == 12);
-  for (const DiskEntry& entry : figure.entries) {
-    CHECK(positive(entry.bytes_per_second));
-    CHECK(entry.bytes_per_second <= figure.winner().bytes_per_second);
-  }
-  CHECK_FALSE(figure.cache.empty());
-}
-
-}  // namespace
-
-TEST_CASE("the disk: a temporary file leaves nothing behind, a model's files are read where they are") {
-  const Setup s(1, 1);
-  const TemporaryDirectory directory;
-  DiskOptions options;
-  options.directory = directory.path;
-  options.temporary_bytes = 16_MiB;
-  options.seconds = 0.05;
-  const auto temporary = measure_disk(*s.topology, options);
-  REQUIRE_MESSAGE(temporary.has_value(), temporary.error().message);
-  check_entries(*temporary);
-  CHECK(temporary->what == format("a temporary file in {} (16.0 MiB)", directory.path.string()));
-  CHECK(fs::is_empty(directory.path));
-
-  std::ofstream(directory.path / "model-1.safetensors") << std::string(9_MiB, 'a');
-  std::ofstream(directory.path / "model-2.safetensors") << std::string(17_MiB, 'b');
-  std::ofstream(directory.path / "model-3.safetensors") << "small";
-  options.model = directory.path;
-  const auto model = measure_disk(*s.topology, options);
-  REQUIRE_MESSAGE(model.has_value(), model.error().message);
-  check_entries(*model);
-  CHECK(model->what == format("3 safetensors files of {} (26.0 MiB)", directory.path.string()));
-}
-
-TEST_CASE("the disk: what cannot be read is said") {
-  const Setup s(1, 1);
-  const TemporaryDirectory directory;
-  DiskOptions options;
-  options.model = directory.path;
-  const auto empty = measure_disk(*s.topology, options);
-  REQUIRE_FALSE(empty.has_value());
-  CHECK(empty.error().code == ErrorCode::kNotFound);
-  CHECK(empty.error().message.find("no *.safetensors file of 8.0 MiB or more") != std::string::npos);
-
-  options.model = directory.path / "absent";
-  const auto absent = measure_disk(*s.topology, options);
-  REQUIRE_FALSE(absent.has_value());
-  CHECK(absent.error().code == ErrorCode::kNotFound);
-  CHECK(absent.error().message.find("cannot read the directory") == 0);
-
-  options.model.clear();
-  options.directory = directory.path / "absent";
-  const auto nowhere = measure_disk(*s.topology, options);
-  REQUIRE_FALSE(nowhere.has_value());
-  CHECK(nowhere.error().code == ErrorCode::kNotFound);
-  CHECK(nowhere.error().message.find("cannot make a file in") == 0);
-
-  std::atomic<bool> cancel = true;
-  options.directory = directory.path;
-  const auto interrupted = measure_disk(*s.topology, options, {.cancel = &cancel, .progress = {}});
-  REQUIRE_FALSE(interrupted.has_value());
-  CHECK(interrupted.error().code == ErrorCode::kInterrupted);
-  CHECK(fs::is_empty(directory.path));
 }

@@ -64,7 +64,8 @@ TEST_CASE("bench load: the disk before and after every load, and every byte load
     CHECK(number(loads[i], "bytes") == number(json, "file_bytes"));
     CHECK(number(loads[i], "seconds") > 0);
     CHECK(number(loads[i], "gb_s") == doctest::Approx(number(json, "file_bytes") / number(loads[i], "seconds") / 1e9));
-    CHECK(number(loads[i], "read_seconds") + number(loads[i], "pack_seconds") <= 2 * number(loads[i], "seconds"));
+    CHECK(number(loads[i], "read_seconds") + number(loads[i], "pack_seconds") <=
+          8 * number(loads[i], "seconds"));  // workers that load
     CHECK(number(loads[i], "share_of_disk") ==
           doctest::Approx(number(loads[i], "gb_s") * 2 / (disks[i].as_double() + disks[i + 1].as_double())));
     if (i > 0) shares.push_back(number(loads[i], "share_of_disk"));

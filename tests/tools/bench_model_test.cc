@@ -182,6 +182,7 @@ TEST_CASE("the demo model, with phases") {
   const Json json = json_of(bench_model({"-m", kDemo, "--quick", "--json", "-t", "2", "--pp", "0"}));
   const Json& test = json.find("cases")->as_array().at(0);
   CHECK(json.find("model")->as_string() == "demo");
+  CHECK(test.find("counting_ratio") == nullptr);  // without --profile
   const double cache = number(planned, "kv_bytes_per_token") * 2.5;
   CHECK(number(test, "bytes_per_token") == doctest::Approx(number(planned, "decode_weight_bytes") + cache));
 
@@ -191,6 +192,8 @@ TEST_CASE("the demo model, with phases") {
   for (const char* phase : {"| qkv ", "| attention ", "| o ", "| router ", "| gate/up ", "| down ", "| lm_head ",
                             "| between phases ", "| all "})
     CHECK_MESSAGE(contains(text.out, phase), phase);
+  CHECK(contains(text.out, "\nCounting this takes "));
+  CHECK(contains(text.out, " % of a repeat: median of 2 pairs with and without, the middle half "));
 }
 
 TEST_CASE("depths beyond the positions of a model") {

@@ -165,6 +165,30 @@ TEST_CASE("changing the number of experts equals an engine made with it") {
   }
 }
 
+TEST_CASE("counting can be turned off, which changes no bit") {
+  const auto engine = loaded_engine(small_options(1, 512));
+  std::vector<float> logits[2];
+  for (const bool counting : {false, true}) {
+    std::vector<Sequence> sequences = started(*engine, 1);
+    engine->set_counting(counting);
+    engine->reset_profile();
+    for (const TokenId token : {5, 7, 11}) {
+      const StepRequest request[] = {{&sequences[0], {&token, 1}, LogitRows::kLast}};
+      const auto step = engine->step(request);
+      REQUIRE(step);
+      logits[counting].assign((*step)[0][0].begin(), (*step)[0][0].end());
+    }
+    const StepProfile profile = engine->profile(StepKind::kDecode);
+    CHECK(profile.steps == 3);
+    CHECK(profile.ns > 0);
+    model::PhaseCounters sum;
+    for (const model::PhaseCounters& phase : profile.phases) sum += phase;
+    for (const int64_t value : {sum.busy_ns, sum.bytes, sum.flops}) CHECK((value > 0) == counting);
+    if (!counting) CHECK(sum.wait_ns == 0);
+  }
+  CHECK(logits[0] == logits[1]);
+}
+
 TEST_CASE("profiles are kept by the kind of the steps") {
   const auto engine = loaded_engine(small_options(2, 512));
   std::vector<Sequence> sequences = started(*engine, 2);
