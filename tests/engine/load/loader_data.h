@@ -124,7 +124,8 @@ inline void check_weights(const Directory& directory, model::Model& model) {
       CHECK(run.output == output);
       for (int row = run.first; row < run.first + run.count; ++row, ++output) {
         if (spec.vector != nullptr) {
-          CHECK(spec.vector->at(output) == directory.expected(spec.tensors[run.tensor].name, row));
+          CHECK(spec.vector->on(0)[static_cast<size_t>(output)] ==
+                directory.expected(spec.tensors[run.tensor].name, row));
           continue;
         }
         const int terms = spec.matrix->terms();
