@@ -1,13 +1,7 @@
 #include "engine/load/expert_usage.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cmath>
 #include <string>
-#include <string_view>
-#include <system_error>
 
 #include "base/format.h"
 #include "base/json.h"
@@ -18,24 +12,6 @@ namespace cpuinfer::load {
 namespace {
 
 constexpr int64_t kMaxFileBytes = 64_MiB;
-
-std::unexpected<Error> system_failure(const std::filesystem::path& path, const char* action, int error) {
-  const ErrorCode code = error == EACCES || error == EPERM || error == EROFS ? ErrorCode::kPermission
-                         : error == ENOENT || error == ENOTDIR               ? ErrorCode::kNotFound
-                                                                             : ErrorCode::kRuntime;
-  return fail(code, format("{}: {}: {}", path.string(), action, std::generic_category().message(error)));
-}
-
-// All of `text`, to a descriptor; 0 or the error's number.
-int write_all(int descriptor, std::string_view text) {
-  while (!text.empty()) {
-    const ssize_t done = ::write(descriptor, text.data(), text.size());
-    if (done < 0 && errno == EINTR) continue;
-    if (done < 0) return errno;
-    text.remove_prefix(static_cast<size_t>(done));
-  }
-  return 0;
-}
 
 }  // namespace
 
@@ -82,21 +58,7 @@ Result<void> write_expert_usage(const std::filesystem::path& path, std::span<con
   }
   Json json;
   json.set("layers", std::move(layers));
-
-  std::filesystem::path temporary = path;
-  temporary.replace_filename(format(".{}.tmp-{}", path.filename().string(), ::getpid()));
-  const int descriptor = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (descriptor < 0) return system_failure(path, "cannot create a temporary file beside it", errno);
-  const char* action = "cannot write";
-  int error = write_all(descriptor, to_json_text(json) + "\n");
-  if (::close(descriptor) != 0 && error == 0) error = errno;
-  if (error == 0 && ::rename(temporary.c_str(), path.c_str()) != 0) {
-    action = "cannot rename into place";
-    error = errno;
-  }
-  if (error == 0) return {};
-  ::unlink(temporary.c_str());
-  return system_failure(path, action, error);
+  return checkpoint::write_whole_file(path, to_json_text(json) + "\n");
 }
 
 }  // namespace cpuinfer::load
