@@ -146,6 +146,8 @@ class Engine {
   Result<void> load(const load::LoadOptions& options = {});
 
   const model::ModelConfig& config() const { return model_->config(); }
+  /// The last name of the model's directory, or that of the synthetic model.
+  std::string model_name() const;
   const load::MemoryPlan& plan() const { return plan_; }
   /// What plan() was made from.
   const load::PlanRequest& plan_request() const { return plan_request_; }

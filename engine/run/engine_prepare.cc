@@ -49,7 +49,7 @@ Result<int64_t> choose_context(const model::ModelConfig& config, int64_t wanted)
 }
 
 // The last name of a path, also of "DIR/" and ".".
-std::string model_name(const std::filesystem::path& directory) {
+std::string last_name(const std::filesystem::path& directory) {
   std::error_code ignored;
   const std::filesystem::path absolute = std::filesystem::absolute(directory, ignored).lexically_normal();
   return (absolute.has_filename() ? absolute.filename() : absolute.parent_path().filename()).string();
@@ -184,6 +184,10 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   return engine;
 }
 
+std::string Engine::model_name() const {
+  return checkpoint_ ? last_name(checkpoint_->directory()) : options_.synthetic->name;
+}
+
 Result<load::PlannedModel> Engine::plan_placed(bool whole_experts) const {
   load::PlanRequest request = plan_request_;
   request.whole_experts = whole_experts && config().experts > 0;
@@ -194,11 +198,11 @@ std::vector<std::string> Engine::describe() const {
   const model::ModelConfig& c = config();
   std::vector<std::string> lines;
   if (checkpoint_) {
-    lines.push_back(format("model     {} ({}), {} layers, {} weights", model_name(checkpoint_->directory()),
-                           c.architecture, c.layers, format_bytes(checkpoint_->total_bytes())));
+    lines.push_back(format("model     {} ({}), {} layers, {} weights", model_name(), c.architecture, c.layers,
+                           format_bytes(checkpoint_->total_bytes())));
   } else {
-    lines.push_back(format("model     {} ({}), {} layers, random weights from seed {}", options_.synthetic->name,
-                           c.architecture, c.layers, options_.synthetic->seed));
+    lines.push_back(format("model     {} ({}), {} layers, random weights from seed {}", model_name(), c.architecture,
+                           c.layers, options_.synthetic->seed));
   }
   if (c.experts > 0) {
     lines.push_back(
