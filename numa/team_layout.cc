@@ -35,6 +35,12 @@ std::vector<int> deal(const Topology& topology, int threads, int nodes) {
 
 }  // namespace
 
+std::vector<int> TeamLayout::worker_nodes() const {
+  std::vector<int> worker_nodes;
+  for (const WorkerPlace& worker : workers) worker_nodes.push_back(worker.node);
+  return worker_nodes;
+}
+
 Result<TeamLayout> plan_team(const Topology& topology, const TeamOptions& options) {
   const int machine_nodes = static_cast<int>(topology.nodes().size());
   int threads = options.threads;

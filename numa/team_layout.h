@@ -27,6 +27,9 @@ struct TeamLayout {
   int nodes = 1;
   bool oversubscribed = false;       ///< some workers share CPUs
   std::vector<WorkerPlace> workers;  ///< by rank: node 0 first
+
+  /// [workers] the node of each.
+  std::vector<int> worker_nodes() const;
 };
 
 inline constexpr int kMaxWorkers = 4096;

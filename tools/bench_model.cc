@@ -14,7 +14,6 @@
 #include "tools/progress.h"
 #include "tools/session.h"
 #include "tools/signals.h"
-#include "tools/synth_configs.h"
 
 namespace cpuinfer::tools {
 namespace {
@@ -31,9 +30,7 @@ struct Line {
 Result<bench::ModelBenchOptions> bench_options(const BenchModelOptions& options) {
   bench::ModelBenchOptions bench{options.engine, options.cases, options.repeats, options.profile};
   if (!options.synthetic.empty()) {
-    TRY_ASSIGN(Json config, named_config(options.synthetic));
-    if (options.layers) config.set("num_hidden_layers", *options.layers);
-    bench.engine.synthetic = run::SyntheticModel{options.synthetic, std::move(config), options.seed};
+    TRY_ASSIGN(bench.engine.synthetic, synthetic_model(options.synthetic, options.layers, options.seed));
   } else {
     TRY_ASSIGN(bench.engine.model, resolve_model(options.model));
   }

@@ -90,6 +90,10 @@ void add_model(OptionTable& table, ModelOptions& options) {
 void add_machine(OptionTable& table, run::EngineOptions& engine) {
   table.group("Machine");
   add_workers(table, engine.threads, engine.machine);
+  table.value("--placement", "HOW", "slice (of every expert on each node) or expert (each\nwhole on one node) [slice]",
+              choice_into(engine.whole_experts, {{"slice", false}, {"expert", true}}));
+  table.value("--expert-usage", "FILE", "Balance whole experts by these counts (JSON)",
+              text_into(engine.expert_usage_file));
   table.value("--chunk", "TOKENS", "Most prompt tokens in one step [512]; changes no result",
               count_into(engine.chunk_tokens, 1, 65536));
   add_isa(table, engine.isa);

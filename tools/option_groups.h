@@ -22,7 +22,7 @@ void add_isa(OptionTable& table, std::string& isa);
 void add_placement(OptionTable& table, numa::MachineOptions& machine, Variable variable = Variable::kYes);
 /// --threads, --smt, and add_placement().
 void add_workers(OptionTable& table, int& threads, numa::MachineOptions& machine);
-/// Group Machine: threads, nodes, chunk, kernels.
+/// Group Machine: threads, nodes, placement, chunk, kernels.
 void add_machine(OptionTable& table, run::EngineOptions& engine);
 /// Groups Model and Machine: all of the engine.
 void add_model(OptionTable& table, ModelOptions& options);

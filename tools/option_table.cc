@@ -67,6 +67,11 @@ void OptionTable::positional(const char* name, const char* help, std::string& ta
 
 void OptionTable::footer(const std::string& text) { library_->app.footer(text); }
 
+bool OptionTable::given(std::string_view name) const {
+  return std::any_of(entries_.begin(), entries_.end(),
+                     [&](const std::unique_ptr<Entry>& entry) { return entry->name == name && !entry->given.empty(); });
+}
+
 Result<std::optional<std::string>> OptionTable::parse(const std::vector<std::string>& arguments,
                                                       const Environment& environment) {
   CLI::App& app = library_->app;

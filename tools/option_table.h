@@ -51,6 +51,9 @@ class OptionTable {
   /// Calls the setters; returns help instead if that was asked for. Errors: kUsage.
   Result<std::optional<std::string>> parse(const std::vector<std::string>& arguments, const Environment& environment);
 
+  /// Whether the last parse() found an option, by its first long name, among the arguments: not its variable.
+  bool given(std::string_view name) const;
+
   /// kUsage with `message` and where the options are listed.
   std::unexpected<Error> usage(const std::string& message) const;
 
@@ -119,6 +122,22 @@ template <typename T>
 Setter size_into(T& target) {
   return [&target](std::string_view name, const std::string& value) -> Result<void> {
     TRY_ASSIGN(target, parse_size(name, value));
+    return {};
+  };
+}
+
+/// parse_rate() and parse_time().
+template <typename T>
+Setter rate_into(T& target) {
+  return [&target](std::string_view name, const std::string& value) -> Result<void> {
+    TRY_ASSIGN(target, parse_rate(name, value));
+    return {};
+  };
+}
+template <typename T>
+Setter time_into(T& target) {
+  return [&target](std::string_view name, const std::string& value) -> Result<void> {
+    TRY_ASSIGN(target, parse_time(name, value));
     return {};
   };
 }

@@ -47,6 +47,22 @@ std::optional<int64_t> scaled(std::string_view text) {
   return static_cast<int64_t>(value);
 }
 
+// A number of at least 0 before one of `units`, and what the unit is worth.
+struct Unit {
+  std::string_view name;
+  double factor;
+};
+std::optional<double> with_unit(std::string_view text, std::span<const Unit> units) {
+  for (const Unit& unit : units) {
+    if (!text.ends_with(unit.name)) continue;
+    std::string_view digits = text.substr(0, text.size() - unit.name.size());
+    if (digits.ends_with(' ')) digits.remove_suffix(1);
+    const auto number = whole<double>(digits);
+    if (number && std::isfinite(*number * unit.factor) && *number >= 0) return *number * unit.factor;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 Result<int64_t> parse_count(std::string_view name, std::string_view text, int64_t low, int64_t high) {
@@ -67,6 +83,32 @@ Result<int64_t> parse_size(std::string_view name, std::string_view text) {
   const auto value = scaled(number);
   if (!value || *value < 1) return bad(name, text, "a size such as 512MiB, 64G or 1.5TiB (powers of 1024)");
   return *value;
+}
+
+Result<double> parse_rate(std::string_view name, std::string_view text) {
+  constexpr Unit kUnits[] = {{"kB/s", 1e3},     {"MB/s", 1e6},     {"GB/s", 1e9},     {"TB/s", 1e12},
+                             {"KiB/s", 0x1p10}, {"MiB/s", 0x1p20}, {"GiB/s", 0x1p30}, {"TiB/s", 0x1p40}};
+  const auto value = with_unit(text, kUnits);
+  if (!value || *value < 1) return bad(name, text, "a rate such as 250GB/s (powers of 1000) or 230GiB/s");
+  return *value;
+}
+
+Result<double> parse_time(std::string_view name, std::string_view text) {
+  constexpr Unit kUnits[] = {{"ns", 1e-9}, {"us", 1e-6}, {"ms", 1e-3}, {"s", 1}};
+  const auto value = with_unit(text, kUnits);
+  if (!value) return bad(name, text, "a time such as 1.5us or 800ns");
+  return *value;
+}
+
+Result<std::vector<int64_t>> parse_sizes(std::string_view name, std::string_view text) {
+  std::vector<int64_t> sizes;
+  for (size_t start = 0; start <= text.size();) {
+    const size_t comma = std::min(text.find(',', start), text.size());
+    TRY_ASSIGN(const int64_t size, parse_size(name, text.substr(start, comma - start)));
+    sizes.push_back(size);
+    start = comma + 1;
+  }
+  return sizes;
 }
 
 Result<double> parse_number(std::string_view name, std::string_view text) {

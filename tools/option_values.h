@@ -21,6 +21,16 @@ Result<int64_t> parse_count(std::string_view name, std::string_view text, int64_
 /// Bytes: as parse_count, with T too and an optional "B" or "iB": "1.5TiB", "64G", "1MiB".
 Result<int64_t> parse_size(std::string_view name, std::string_view text);
 
+/// Bytes per second, more than 0: a number and B/s with k, M, G or T (powers of 1000) or Ki, Mi, Gi or Ti, with or
+/// without a space between: "250GB/s", "1.2 TB/s".
+Result<double> parse_rate(std::string_view name, std::string_view text);
+
+/// Seconds, not negative: a number and s, ms, us or ns: "1.5us".
+Result<double> parse_time(std::string_view name, std::string_view text);
+
+/// Sizes separated by commas, each by parse_size(): "768GiB", "512G,256G".
+Result<std::vector<int64_t>> parse_sizes(std::string_view name, std::string_view text);
+
 /// A finite number.
 Result<double> parse_number(std::string_view name, std::string_view text);
 

@@ -56,9 +56,20 @@ struct RunOptions {
   bool json = false;
 };
 
+/// Bytes per second and seconds; absent: measured, assumed or not counted.
+struct SpeedOptions {
+  std::optional<double> node_bandwidth, remote_bandwidth, core_bandwidth, meeting;
+};
+
 struct PlanOptions {
   ConsoleOptions console;
-  ModelOptions model;
+  ModelOptions model;                ///< its planned_machine is made from topology and node_memory
+  std::string synthetic;             ///< name of a published model's sizes (named_config) instead of a model; or empty
+  std::optional<int> layers;         ///< of a synthetic model
+  std::string topology;              ///< a machine in hwloc's notation; empty: this machine
+  std::vector<int64_t> node_memory;  ///< of all its nodes, or of each; empty: as the topology says
+  SpeedOptions speed;
+  std::optional<std::string> svg_file;  ///< to write a picture to
   bool json = false;
 };
 

@@ -6,14 +6,49 @@ namespace cpuinfer::tools {
 Result<CommandLine> parse_plan(const std::vector<std::string>& arguments, const Environment& environment) {
   PlanOptions o;
   OptionTable table("cpuinfer plan",
-                    "Print the memory a model needs here and whether it fits; reads no weights.\n"
-                    "Exit status 0 if it fits, 78 if not.");
+                    "Print the memory a model needs here or on another machine, whether it fits, and how\n"
+                    "fast it should decode; reads no weights. Exit status 0 if it fits, 78 if not.");
   add_model(table, o.model);
+  table.group("Plan");
+  table.value("--synthetic", "NAME", "Instead of --model: the sizes of a published model, as\n'synth'",
+              text_into(o.synthetic), Variable::kNo);
+  table.value("--layers", "N", "Layers of a synthetic model, instead of the published\nnumber",
+              count_into(o.layers, 1, 1024), Variable::kNo);
+  table.value("--topology", "TEXT", "A machine that is not there, as hwloc writes it:\n\"numa:2 core:56 pu:2\"",
+              text_into(o.topology), Variable::kNo);
+  table.value(
+      "--node-memory", "SIZE[,SIZE...]", "Memory of its nodes: of all, or of each",
+      [&o](std::string_view name, const std::string& value) -> Result<void> {
+        TRY_ASSIGN(o.node_memory, parse_sizes(name, value));
+        return {};
+      },
+      Variable::kNo);
+  table.value("--node-bandwidth", "RATE", "What a node's memory gives its own workers: 250GB/s\n[here: measured now]",
+              rate_into(o.speed.node_bandwidth), Variable::kNo);
+  table.value("--remote-bandwidth", "RATE", "What a node reads of the others [not counted]",
+              rate_into(o.speed.remote_bandwidth), Variable::kNo);
+  table.value("--core-bandwidth", "RATE",
+              "What one core reads at most [15GB/s; here at least its\nshare of what is measured]",
+              rate_into(o.speed.core_bandwidth), Variable::kNo);
+  table.value("--meeting", "TIME",
+              "Of all workers, each time they wait for each other\n[here: measured now; else 1.5us]",
+              time_into(o.speed.meeting), Variable::kNo);
+  table.value("--svg", "FILE", "Write a picture of the nodes' memory", text_into(o.svg_file), Variable::kNo);
   add_console(table, o.console, environment);
   add_json(table, o.json, "Print JSON");
   TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
   if (help) return ShowText{*help};
-  TRY(require_model(table, o.model.model));
+  if (o.synthetic.empty()) {
+    if (o.model.model.empty())
+      return table.usage("no model: give --model with a directory or a name, or --synthetic NAME");
+    if (o.layers) return table.usage("--layers changes a synthetic model only");
+  } else if (table.given("--model")) {
+    return table.usage("--model and --synthetic exclude each other");
+  }
+  if (!o.node_memory.empty() && o.topology.empty())
+    return table.usage("--node-memory is of a machine that is not there: give --topology too");
+  if (!o.topology.empty() && o.node_memory.empty() && o.topology.find("memory=") == std::string::npos)
+    return table.usage("how much memory the nodes of --topology have is not said: give --node-memory");
   return o;
 }
 

@@ -11,6 +11,7 @@
 #include "engine/checkpoint/model_directory.h"
 #include "tools/output.h"
 #include "tools/signals.h"
+#include "tools/synth_configs.h"
 
 namespace cpuinfer::tools {
 namespace {
@@ -45,6 +46,12 @@ std::string speed(int64_t tokens, double seconds) {
 
 Result<std::filesystem::path> resolve_model(const std::string& name) {
   return checkpoint::find_model(name, checkpoint::standard_model_search(environment_variable));
+}
+
+Result<run::SyntheticModel> synthetic_model(const std::string& name, std::optional<int> layers, uint64_t seed) {
+  TRY_ASSIGN(Json config, named_config(name));
+  if (layers) config.set("num_hidden_layers", *layers);
+  return run::SyntheticModel{name, std::move(config), seed};
 }
 
 Result<std::unique_ptr<run::Engine>> prepare_engine(const ModelOptions& options) {

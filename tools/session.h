@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,6 +23,9 @@ inline constexpr int64_t kMaxTextBytes = 256_MiB;
 
 /// The directory of a model, by the rules of checkpoint::find_model and this process's environment.
 Result<std::filesystem::path> resolve_model(const std::string& name);
+
+/// A model with the sizes of a published one (named_config), perhaps of so many layers. Errors: kUsage.
+Result<run::SyntheticModel> synthetic_model(const std::string& name, std::optional<int> layers, uint64_t seed);
 
 /// Looks the model up and prepares the engine; reads no weights.
 Result<std::unique_ptr<run::Engine>> prepare_engine(const ModelOptions& options);

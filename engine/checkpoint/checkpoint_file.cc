@@ -15,6 +15,28 @@ namespace {
 
 std::string error_text(int error) { return std::generic_category().message(error); }
 
+std::unexpected<Error> write_failure(const std::filesystem::path& path, const char* action, int error) {
+  const ErrorCode code = error == EACCES || error == EPERM || error == EROFS ? ErrorCode::kPermission
+                         : error == ENOENT || error == ENOTDIR               ? ErrorCode::kNotFound
+                                                                             : ErrorCode::kRuntime;
+  return fail(code, format("{}: {}: {}", path.string(), action, std::generic_category().message(error)));
+}
+
+// Writes all of `text` and closes; 0 or the error's number.
+int write_and_close(int descriptor, std::string_view text) {
+  while (!text.empty()) {
+    const ssize_t done = ::write(descriptor, text.data(), text.size());
+    if (done < 0 && errno == EINTR) continue;
+    if (done < 0) {
+      const int error = errno;
+      ::close(descriptor);
+      return error;
+    }
+    text.remove_prefix(static_cast<size_t>(done));
+  }
+  return ::close(descriptor) == 0 ? 0 : errno;
+}
+
 }  // namespace
 
 Result<InputFile> InputFile::open(const std::filesystem::path& path) {
@@ -64,6 +86,30 @@ Result<std::string> read_whole_file(const std::filesystem::path& path, int64_t m
   std::string text(static_cast<size_t>(file.bytes()), '\0');
   TRY(file.read(0, file.bytes(), text.data()));
   return text;
+}
+
+Result<void> write_whole_file(const std::filesystem::path& path, std::string_view text) {
+  std::error_code ignored;
+  const std::filesystem::file_type type = std::filesystem::status(path, ignored).type();
+  if (type != std::filesystem::file_type::not_found && type != std::filesystem::file_type::regular) {
+    const int descriptor = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
+    if (descriptor < 0) return write_failure(path, "cannot write", errno);
+    const int error = write_and_close(descriptor, text);
+    return error == 0 ? Result<void>{} : write_failure(path, "cannot write", error);
+  }
+  // Behind a symbolic link, the file and not the link is replaced.
+  const std::filesystem::path target =
+      type == std::filesystem::file_type::regular ? std::filesystem::canonical(path, ignored) : path;
+  std::filesystem::path temporary = target;
+  temporary.replace_filename(format(".{}.tmp-{}", target.filename().string(), ::getpid()));
+  const int descriptor = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (descriptor < 0) return write_failure(path, "cannot create a temporary file beside it", errno);
+  const int error = write_and_close(descriptor, text);
+  if (error == 0 && ::rename(temporary.c_str(), target.c_str()) == 0) return {};
+  const auto failure =
+      write_failure(path, error != 0 ? "cannot write" : "cannot rename into place", error != 0 ? error : errno);
+  ::unlink(temporary.c_str());
+  return failure;
 }
 
 }  // namespace cpuinfer::checkpoint

@@ -1,10 +1,12 @@
-// Files of a checkpoint as untrusted bytes: opened without surprises, read in parts, or whole up to a limit.
+// Files of a checkpoint as untrusted bytes: opened without surprises, read in parts, or whole up to a limit. And small
+// files, written whole.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "base/result.h"
@@ -46,5 +48,9 @@ class InputFile {
 
 /// The whole file, which may not be larger than `max_bytes` (kBadInput names both sizes).
 Result<std::string> read_whole_file(const std::filesystem::path& path, int64_t max_bytes);
+
+/// The file appears, or replaces one of its name, when it is complete (temporary file beside it, rename); what is no
+/// regular file, such as a pipe, is written to. Errors: kNotFound (no such directory), kPermission, kRuntime.
+Result<void> write_whole_file(const std::filesystem::path& path, std::string_view text);
 
 }  // namespace cpuinfer::checkpoint

@@ -254,13 +254,16 @@ Json MemoryPlan::json() const {
   return json;
 }
 
-Result<void> MemoryPlan::check(std::string_view advice) const {
+std::string MemoryPlan::advice() const {
+  if (!remedy.empty()) return remedy;
+  return largest_context > 0 ? format("--ctx {} would fit", largest_context)
+                             : "no context fits: free memory, or use a machine with more of it";
+}
+
+Result<void> MemoryPlan::check(std::string_view other_advice) const {
   if (fits()) return {};
-  const std::string own = !remedy.empty()       ? remedy
-                          : largest_context > 0 ? format("--ctx {} would fit", largest_context)
-                                                : "no context fits: free memory, or use a machine with more of it";
-  return fail(ErrorCode::kDoesNotFit,
-              format("not enough memory, nothing was loaded\n{}\n{}", table(), advice.empty() ? own : advice));
+  return fail(ErrorCode::kDoesNotFit, format("not enough memory, nothing was loaded\n{}\n{}", table(),
+                                             other_advice.empty() ? advice() : std::string(other_advice)));
 }
 
 }  // namespace cpuinfer::load

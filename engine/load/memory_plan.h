@@ -53,8 +53,10 @@ struct MemoryPlan {
   /// The table for people, and its sentences. No trailing newline.
   std::string table() const;
   Json json() const;
-  /// Nothing if it fits; otherwise kDoesNotFit with the table and what to do: `advice`, or what would fit.
-  Result<void> check(std::string_view advice = {}) const;
+  /// What to do about a plan that does not fit: the flag that would make it fit, if there is one.
+  std::string advice() const;
+  /// Nothing if it fits; otherwise kDoesNotFit with the table and what to do: `other_advice`, or advice().
+  Result<void> check(std::string_view other_advice = {}) const;
 };
 
 /// Memory kept free for the tokenizer, thread stacks, page tables of huge mappings and the system.

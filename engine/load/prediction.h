@@ -12,8 +12,8 @@ namespace cpuinfer::load {
 /// What the memory and the cores of a machine give. Bytes per second.
 struct MachineSpeed {
   double node_bandwidth = 0;    ///< of one node, read by all of its own workers
-  double core_bandwidth = 0;    ///< of one worker that has its node to itself
-  double remote_bandwidth = 0;  ///< of what the workers of a node read of other nodes
+  double core_bandwidth = 0;    ///< of one worker that has its node to itself; 0: no limit
+  double remote_bandwidth = 0;  ///< of what the workers of a node read of other nodes; 0: not counted
   double meeting_seconds = 0;   ///< of all workers
   double node_meeting_seconds = 0;
 };
@@ -29,15 +29,20 @@ struct DecodePrediction {
   double tokens_per_second() const { return 1 / seconds; }
 };
 
-/// Bytes bound a step at batch 1, so each phase takes as long as the node, or the worker in it, with the most bytes;
-/// phases are met for one after the other. Experts are taken to be equally likely: a node with whole experts reads as
-/// many as the most that one node has of those chosen, on average. Arithmetic is not counted. Pure.
-/// `planned` with its request; contexts in tokens.
+/// Bytes bound a step at batch 1, so each phase takes as long as the slowest node reads. A phase is cut into pieces
+/// that workers take whole; when fewer are left than a node has workers, those that have one read no faster than a core
+/// can. Phases are met for one after the other. Experts are taken to be equally likely: with whole experts the slowest
+/// node reads as many as the most that one node has of those chosen, on average. Arithmetic is not counted. Pure.
+/// `planned` with its request; contexts in tokens. REQUIRES: node_bandwidth > 0; others that are 0 do not limit.
 std::vector<DecodePrediction> predict_decode(const PlannedModel& planned, const PlanRequest& request,
                                              const MachineSpeed& speed, std::span<const int64_t> contexts);
 
 /// The mean of the largest number of chosen experts on one node, when `chosen` of them are drawn without preference and
 /// node i holds node_experts[i]: exact. E.g. 5.06 for 8 of 128 on 2 nodes. REQUIRES: 0 < chosen <= their sum <= 4096.
 double expected_most_experts(std::span<const int> node_experts, int chosen);
+
+/// The part of all nodes' bandwidth that reading whole experts reaches on average, if cores do not limit: chosen /
+/// (nodes x expected_most_experts). 0.79 for 8 of 128 on 2 nodes. REQUIRES: planned with whole experts.
+double whole_expert_share(const PlannedModel& planned);
 
 }  // namespace cpuinfer::load

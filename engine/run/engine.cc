@@ -48,6 +48,8 @@ void Sequence::truncate(int64_t length) {
 // Engine
 
 Result<void> Engine::load(const load::LoadOptions& options) {
+  if (team_ == nullptr)
+    return fail(ErrorCode::kUsage, "this is the plan of a machine that is not there: it can be looked at, not loaded");
   TRY(plan_.check());
   if (checkpoint_) {
     load::LoadOptions load_options = options;

@@ -44,14 +44,17 @@ struct EngineOptions {
   std::optional<model::RopeConfig> rope;    ///< replaces the scaling of config.json; its theta is not used
   int threads = 0;                          ///< 0: one per physical core
   numa::MachineOptions machine;             ///< nodes and CPUs to use
-  int chunk_tokens = 512;                   ///< most tokens of a prefill step
-  int logit_rows = 1;                       ///< most rows per step whose logits may be asked for
-  std::string isa;                          ///< cap on instruction sets; empty: all that the CPU has
-  std::string numerics = "auto";            ///< kernels::KernelRequest
-  std::string gemm = "auto";                ///< kernels::KernelRequest
-  int64_t memory_limit_bytes = 0;           ///< further cap on memory; 0: none
-  bool whole_experts = false;               ///< each expert on one node instead of a slice of it on every node
+  /// Plan for this machine, which is not there, instead of for this one: its nodes, its memory, and no thread.
+  std::optional<numa::Topology> planned_machine = {};
+  int chunk_tokens = 512;          ///< most tokens of a prefill step
+  int logit_rows = 1;              ///< most rows per step whose logits may be asked for
+  std::string isa;                 ///< cap on instruction sets; empty: all that the CPU has
+  std::string numerics = "auto";   ///< kernels::KernelRequest
+  std::string gemm = "auto";       ///< kernels::KernelRequest
+  int64_t memory_limit_bytes = 0;  ///< further cap on memory; 0: none
+  bool whole_experts = false;      ///< each expert on one node instead of a slice of it on every node
   std::vector<std::vector<double>> expert_usage = {};  ///< load::PlanRequest
+  std::filesystem::path expert_usage_file;             ///< load::read_expert_usage: instead; empty: none
 };
 
 inline constexpr int64_t kDefaultContextTokens = 32768;
@@ -135,15 +138,23 @@ struct StepProfile {
 class Engine {
  public:
   /// Opens the directory (or takes the synthetic config), checks config and tensors, chooses kernels and plans memory.
-  /// Reads no weights.
+  /// Reads no weights. For a planned machine it makes no thread and times no kernel.
   /// Errors: of each of these parts; a plan that does not fit is not one yet (see plan()).
   static Result<std::unique_ptr<Engine>> prepare(const EngineOptions& options);
 
-  /// Allocates all memory and loads or makes the weights. kDoesNotFit with the plan's table if it does not fit.
+  /// Allocates all memory and loads or makes the weights. Errors: kDoesNotFit with the plan's table if it does not fit,
+  /// kUsage for a planned machine.
   Result<void> load(const load::LoadOptions& options = {});
 
   const model::ModelConfig& config() const { return model_->config(); }
+  /// The last name of the model's directory, or that of the synthetic model.
+  std::string model_name() const;
   const load::MemoryPlan& plan() const { return plan_; }
+  /// What plan() was made from.
+  const load::PlanRequest& plan_request() const { return plan_request_; }
+  const model::Placement& placement() const { return placement_; }
+  /// The same plan with experts whole or sliced, whatever this engine has. Errors: of load::plan_model.
+  Result<load::PlannedModel> plan_placed(bool whole_experts) const;
   /// REQUIRES: the model is not synthetic.
   const checkpoint::Checkpoint& checkpoint() const;
   /// Of load(); zeros for a synthetic model.
@@ -154,8 +165,8 @@ class Engine {
   int64_t context_tokens() const { return context_tokens_; }
   /// The part of the machine that is used; a worker's node is an index of its nodes.
   const numa::Topology& topology() const { return topology_; }
-  int workers() const { return team_->workers(); }
-  int nodes() const { return team_->nodes(); }
+  int workers() const { return static_cast<int>(layout_.workers.size()); }
+  int nodes() const { return layout_.nodes; }
   /// "model ...", "experts ...": what is printed before the first token, one fact per line.
   std::vector<std::string> describe() const;
   /// Bytes of weights that one decode step reads.
@@ -205,7 +216,7 @@ class Engine {
 
   /// Where the weights lie, one buffer per node; empty before load().
   const load::WeightMemory& weights() const { return weights_; }
-  /// The workers, to measure the machine with them between steps.
+  /// The workers, to measure the machine with them between steps. REQUIRES: not for a planned machine.
   numa::Team& team() { return *team_; }
 
  private:
@@ -227,10 +238,12 @@ class Engine {
   int64_t context_tokens_ = 0;
   int kv_pages_ = 0;
   model::StepLimits limits_;
-  std::unique_ptr<numa::Team> team_;
+  numa::TeamLayout layout_;
+  std::unique_ptr<numa::Team> team_;  // absent: a planned machine
   load::WeightMemory weights_;
   model::Placement placement_;
   std::unique_ptr<model::Model> model_;
+  load::PlanRequest plan_request_;
   load::MemoryPlan plan_;
   std::optional<model::KvCache> kv_;
   std::optional<model::Workspace> workspace_;

@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "base/format.h"
+#include "engine/load/expert_usage.h"
 #include "engine/run/engine.h"
 
 namespace cpuinfer::run {
@@ -48,7 +49,7 @@ Result<int64_t> choose_context(const model::ModelConfig& config, int64_t wanted)
 }
 
 // The last name of a path, also of "DIR/" and ".".
-std::string model_name(const std::filesystem::path& directory) {
+std::string last_name(const std::filesystem::path& directory) {
   std::error_code ignored;
   const std::filesystem::path absolute = std::filesystem::absolute(directory, ignored).lexically_normal();
   return (absolute.has_filename() ? absolute.filename() : absolute.parent_path().filename()).string();
@@ -66,9 +67,18 @@ Result<void> check_tensor_count(const model::ModelConfig& config, const checkpoi
                      checkpoint.directory().string(), config.layers, moe_layers, config.experts, least, found));
 }
 
+numa::MemoryLimit planned_memory(const numa::Topology& topology) {
+  numa::MemoryLimit all{0, "the planned machine"};
+  for (const numa::Node& node : topology.nodes()) all.bytes += node.free_bytes;
+  return all;
+}
+
 Result<void> check_options(const EngineOptions& options) {
   if (options.chunk_tokens < 1 || options.chunk_tokens > 65536)
     return fail(ErrorCode::kUsage, format("--chunk is {}; it must be between 1 and 65536", options.chunk_tokens));
+  if (!options.expert_usage_file.empty() && !options.whole_experts)
+    return fail(ErrorCode::kUsage,
+                "--expert-usage balances whole experts: give --placement expert too, or leave it out");
   ENSURE(options.logit_rows >= 1, "at least one row of logits is needed to choose a token");
   ENSURE(options.sequences >= 1 && options.kv_tokens >= 0, "a step has a sequence, the cache no negative size");
   return {};
@@ -119,7 +129,9 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   const int trained_experts = config.experts_per_token;
   TRY(override_config(config, options));
   TRY_ASSIGN(const int64_t context, choose_context(config, options.context_tokens));
-  TRY_ASSIGN(numa::Selection use, numa::select_from_machine(options.machine, options.threads));
+  TRY_ASSIGN(numa::Selection use, options.planned_machine
+                                      ? numa::select(*options.planned_machine, options.machine, options.threads)
+                                      : numa::select_from_machine(options.machine, options.threads));
 
   std::unique_ptr<Engine> engine(new Engine(std::move(use.topology), options));
   engine->checkpoint_ = std::move(checkpoint);
@@ -133,9 +145,14 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   if (!options.isa.empty()) {
     TRY_ASSIGN(engine->isa_, kernels::cap_isa(machine, options.isa));
   }
-  TRY_ASSIGN(engine->kernels_, kernels::select_fastest_kernels(engine->isa_, {.numerics = engine->options_.numerics,
-                                                                              .gemm = engine->options_.gemm}));
-  TRY_ASSIGN(engine->team_, numa::Team::create(engine->topology_, use.team));
+  const kernels::KernelRequest wanted = {.numerics = engine->options_.numerics, .gemm = engine->options_.gemm};
+  TRY_ASSIGN(engine->layout_, numa::plan_team(engine->topology_, use.team));
+  if (options.planned_machine) {
+    TRY_ASSIGN(engine->kernels_, kernels::select_kernels(engine->isa_, wanted));
+  } else {
+    TRY_ASSIGN(engine->kernels_, kernels::select_fastest_kernels(engine->isa_, wanted));
+    TRY_ASSIGN(engine->team_, numa::Team::create(engine->topology_, use.team));
+  }
   const int sequences = options.sequences;
   // So many pages that the plan refuses them are still to be shown in its table.
   const int64_t pages = options.kv_tokens != 0 ? ceil_div(options.kv_tokens, int64_t{kernels::kLeafTokens})
@@ -146,18 +163,20 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
                      .logit_rows = std::max(options.logit_rows, sequences),
                      .sequences = sequences,
                      .context_tokens = int64_t{engine->kv_pages_} * kernels::kLeafTokens};
-  numa::MemoryLimit available = numa::available_memory();
+  numa::MemoryLimit available = options.planned_machine ? planned_memory(engine->topology_) : numa::available_memory();
   if (options.memory_limit_bytes > 0 && options.memory_limit_bytes < available.bytes)
     available = {options.memory_limit_bytes, "--memory-limit"};
-  TRY_ASSIGN(load::PlannedModel planned, load::plan_model(config,
-                                                          {.limits = engine->limits_,
-                                                           .kv_pages = engine->kv_pages_,
-                                                           .sequences = sequences,
-                                                           .context_limit = position_limit(config),
-                                                           .worker_nodes = engine->team_->worker_nodes(),
-                                                           .whole_experts = options.whole_experts && config.experts > 0,
-                                                           .expert_usage = options.expert_usage},
-                                                          engine->topology_, available));
+  engine->plan_request_ = {.limits = engine->limits_,
+                           .kv_pages = engine->kv_pages_,
+                           .sequences = sequences,
+                           .context_limit = position_limit(config),
+                           .worker_nodes = engine->layout_.worker_nodes(),
+                           .whole_experts = options.whole_experts && config.experts > 0,
+                           .expert_usage = options.expert_usage};
+  if (!options.expert_usage_file.empty()) {
+    TRY_ASSIGN(engine->plan_request_.expert_usage, load::read_expert_usage(options.expert_usage_file, config));
+  }
+  TRY_ASSIGN(load::PlannedModel planned, load::plan_model(config, engine->plan_request_, engine->topology_, available));
   engine->placement_ = std::move(planned.placement);
   engine->model_ = std::move(planned.model);
   engine->plan_ = std::move(planned.plan);
@@ -165,15 +184,25 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   return engine;
 }
 
+std::string Engine::model_name() const {
+  return checkpoint_ ? last_name(checkpoint_->directory()) : options_.synthetic->name;
+}
+
+Result<load::PlannedModel> Engine::plan_placed(bool whole_experts) const {
+  load::PlanRequest request = plan_request_;
+  request.whole_experts = whole_experts && config().experts > 0;
+  return load::plan_model(config(), request, topology_, plan_.available);
+}
+
 std::vector<std::string> Engine::describe() const {
   const model::ModelConfig& c = config();
   std::vector<std::string> lines;
   if (checkpoint_) {
-    lines.push_back(format("model     {} ({}), {} layers, {} weights", model_name(checkpoint_->directory()),
-                           c.architecture, c.layers, format_bytes(checkpoint_->total_bytes())));
+    lines.push_back(format("model     {} ({}), {} layers, {} weights", model_name(), c.architecture, c.layers,
+                           format_bytes(checkpoint_->total_bytes())));
   } else {
-    lines.push_back(format("model     {} ({}), {} layers, random weights from seed {}", options_.synthetic->name,
-                           c.architecture, c.layers, options_.synthetic->seed));
+    lines.push_back(format("model     {} ({}), {} layers, random weights from seed {}", model_name(), c.architecture,
+                           c.layers, options_.synthetic->seed));
   }
   if (c.experts > 0) {
     lines.push_back(
@@ -185,7 +214,8 @@ std::vector<std::string> Engine::describe() const {
                          format_bytes(plan_.kv_bytes_per_token * plan_.context_tokens),
                          format_bytes(plan_.kv_bytes_per_token)));
   lines.push_back(format("rope      {}", model::describe(c.rope)));
-  lines.push_back(format("threads   {} on {} node{}", workers(), nodes(), nodes() == 1 ? "" : "s"));
+  lines.push_back(format("threads   {} on {} node{}{}", workers(), nodes(), nodes() == 1 ? "" : "s",
+                         options_.planned_machine ? " of a machine that is not there" : ""));
   lines.push_back(format("kernels   {} (numerics {}, version {}), elementwise {}", kernels_.describe_gemm(),
                          kernels::profile_name(kernels_.profile), model::kNumericsVersion, kernels_.elementwise->name));
   return lines;
