@@ -95,7 +95,7 @@ struct DetokenizeOptions {
 struct ScoreOptions {
   ConsoleOptions console;
   ModelOptions model;
-  std::optional<std::string> file, ids_file, logits_file;
+  std::optional<std::string> file, ids_file, logits_file, usage_file;
   bool json = false;
 };
 

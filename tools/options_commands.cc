@@ -117,6 +117,8 @@ Result<CommandLine> parse_score(const std::vector<std::string>& arguments, const
   table.value("--ids", "FILE", "JSON array of token ids instead of text", text_into(o.ids_file), Variable::kNo);
   table.value("--logits", "FILE.npy", "Write all logits: float32 [tokens, vocab]", text_into(o.logits_file),
               Variable::kNo);
+  table.value("--write-expert-usage", "FILE", "Write how often each expert was chosen, for\n--expert-usage",
+              text_into(o.usage_file), Variable::kNo);
   add_json(table, o.json, "Print JSON, with a hash of all logits");
   add_console(table, o.console, environment);
   TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));

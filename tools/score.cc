@@ -10,6 +10,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "engine/checkpoint/checkpoint_file.h"
+#include "engine/load/expert_usage.h"
 #include "tools/commands.h"
 #include "tools/exit_codes.h"
 #include "tools/npy.h"
@@ -145,6 +146,9 @@ Result<int> score_command(const ScoreOptions& options) {
   TRY_ASSIGN(std::unique_ptr<run::Engine> engine, prepare_engine(model));
   TRY_ASSIGN(const std::vector<TokenId> tokens, input_tokens(options, engine->checkpoint().directory()));
   TRY(check_tokens(tokens, *engine));
+  if (options.usage_file && engine->config().experts == 0)
+    return fail(ErrorCode::kUsage,
+                format("--write-expert-usage {}: this model is dense, it has no experts", *options.usage_file));
   const int64_t most_rows = std::max<int64_t>(1, kMaxLogitBytes / (int64_t{4} * engine->config().vocab));
   const int64_t rows = std::min<int64_t>({model.engine.chunk_tokens, most_rows, static_cast<int64_t>(tokens.size())});
   if (most_rows < std::min<int64_t>(model.engine.chunk_tokens, static_cast<int64_t>(tokens.size())))
@@ -162,6 +166,7 @@ Result<int> score_command(const ScoreOptions& options) {
   }
   TRY_ASSIGN(const Score score, score_tokens(*engine, tokens, logits_file ? &*logits_file : nullptr, console));
   TRY(write_stdout(options.json ? json_text(score, *engine) : table_text(score)));
+  if (options.usage_file) TRY(load::write_expert_usage(*options.usage_file, engine->expert_usage()));
   if (score.nan) {
     return fail(ErrorCode::kRuntime, format("first NaN at token {}: the weights of this checkpoint are broken, or its "
                                             "activations overflow",

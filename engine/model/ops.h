@@ -134,8 +134,9 @@ void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const 
 void silu_mul(Lane& lane, Rows<float> gate_up, int count, int intermediate, Rows<bf16> hidden);
 
 /// Picks experts_per_token experts for each row from the node's router_logits and sorts the rows by expert, on every
-/// node the same. Up to kFewRows rows every worker for itself; more with two meetings in the node.
-ExpertSlots route(Lane& lane, const ModelConfig& config, int count);
+/// node the same. Up to kFewRows rows every worker for itself; more with two meetings in the node. One worker of the
+/// team adds to counts [experts] how many rows chose each.
+ExpertSlots route(Lane& lane, const ModelConfig& config, int count, int64_t* counts);
 
 /// An expert's matrices: gate_up [2I interleaved by 8, H] and down [H, I]. Either every expert of a layer is sliced
 /// over the nodes alike, or each lies on one node.

@@ -39,7 +39,7 @@ void prefetch_floats(const float* data, int count) {
 
 }  // namespace
 
-ExpertSlots route(Lane& lane, const ModelConfig& config, int count) {
+ExpertSlots route(Lane& lane, const ModelConfig& config, int count, int64_t* counts) {
   const auto choose = [&](numa::Range rows, const ChosenExperts& chosen) {
     for (int64_t t = rows.begin; t < rows.end; ++t) {
       kernels::route({.logits = lane.node.router_logits[t],
@@ -51,16 +51,16 @@ ExpertSlots route(Lane& lane, const ModelConfig& config, int count) {
                       .scratch = lane.scratch.router});
     }
   };
-  if (count <= kFewRows) {
-    choose({0, count}, lane.scratch.chosen);
-    sort_by_expert(config, count, lane.scratch.chosen, lane.scratch.slots);
-    return lane.scratch.slots;
-  }
-  choose(lane.worker.share_in_node(count), lane.node.chosen);
-  lane.meet_in_node();
-  if (lane.worker.rank_in_node == 0) sort_by_expert(config, count, lane.node.chosen, lane.node.slots);
-  lane.meet_in_node();
-  return lane.node.slots;
+  const bool few = count <= kFewRows;
+  const ChosenExperts chosen = few ? lane.scratch.chosen : lane.node.chosen;
+  const ExpertSlots slots = few ? lane.scratch.slots : lane.node.slots;
+  choose(few ? numa::Range{0, count} : lane.worker.share_in_node(count), chosen);
+  if (!few) lane.meet_in_node();
+  if (few || lane.worker.rank_in_node == 0) sort_by_expert(config, count, chosen, slots);
+  if (!few) lane.meet_in_node();
+  if (lane.worker.rank == 0)
+    for (int e = 0; e < config.experts; ++e) counts[e] += slots.first[e + 1] - slots.first[e];
+  return slots;
 }
 
 void experts_gate_up(Lane& lane, const ModelConfig& config, std::span<const Expert> experts, const ExpertSlots& slots,

@@ -190,7 +190,7 @@ void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Wo
     normed = rms_norm(lane, ws.residual, nullptr, rows, layer.mlp_norm, eps, lane.node.normed);
     linear(lane, normed, rows, layer.router, {}, lane.node.router_logits);
     lane.meet_in_node();
-    const ExpertSlots slots = route(lane, config_, rows);
+    const ExpertSlots slots = route(lane, config_, rows, ws.expert_counts + int64_t{l} * config_.experts);
 
     const int64_t width = round_up(config_.moe_intermediate, kernels::kTileTerms);
     const Rows<bf16> own = {lane.node.intermediate, width};

@@ -78,6 +78,7 @@ void Workspace::lay_out_shared(const ModelConfig& config, const Placement& place
   partial_sum = layout.take<float>(partials);
   partial_out = layout.take_rows<float>(partials, config.head_dim);
   logits = layout.take_rows<float>(limits.logit_rows, config.vocab);
+  if (any_layer(config, true)) expert_counts = layout.take<int64_t>(int64_t{config.layers} * config.experts);
 }
 
 void Workspace::lay_out_node(const ModelConfig& config, const Placement& placement, int node,

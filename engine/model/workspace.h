@@ -117,7 +117,8 @@ class Workspace {
   Rows<float> partial_out;       ///< [partials, head_dim padded to 16] of superblocks computed in parallel
   float* partial_max = nullptr;
   float* partial_sum = nullptr;
-  Rows<float> logits;  ///< [logit rows, vocab padded to 16]
+  Rows<float> logits;                ///< [logit rows, vocab padded to 16]
+  int64_t* expert_counts = nullptr;  ///< [layers, experts] rows that chose each expert, of all steps
   std::vector<NodeActivations> nodes;
   std::vector<WorkerScratch> workers;
 

@@ -201,6 +201,18 @@ Result<void> Engine::fabricate_context(Sequence& sequence, int64_t length) {
   return {};
 }
 
+std::vector<std::vector<double>> Engine::expert_usage() const {
+  ENSURE(workspace_.has_value(), "load() comes before steps");
+  const model::ModelConfig& c = config();
+  std::vector<std::vector<double>> usage(static_cast<size_t>(c.layers));
+  for (int l = 0; l < c.layers; ++l) {
+    if (!c.moe_layers[l]) continue;
+    const int64_t* const counts = workspace_->expert_counts + int64_t{l} * c.experts;
+    usage[l].assign(counts, counts + c.experts);
+  }
+  return usage;
+}
+
 Result<PlacementReport> Engine::measure_placement() {
   ENSURE(kv_.has_value() && workspace_.has_value(), "load() comes before measuring");
   std::vector<PlacedMemory> memory;

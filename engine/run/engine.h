@@ -210,6 +210,10 @@ class Engine {
   /// counting can be measured. Steps and tokens are counted in any case. REQUIRES: load() succeeded.
   void set_counting(bool counting);
 
+  /// [layers][experts] how many tokens chose each expert in all steps since load(), as EngineOptions::expert_usage; an
+  /// empty list for layers without experts. REQUIRES: load() succeeded.
+  std::vector<std::vector<double>> expert_usage() const;
+
   /// Where the pages of weights, KV cache and workspace, and the threads, are now. REQUIRES: load() succeeded.
   /// Errors: of run::measure_placement.
   Result<PlacementReport> measure_placement();

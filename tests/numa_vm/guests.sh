@@ -11,7 +11,7 @@
 # and for the step `refused`: refused_context, for which node refused_node is too small.
 
 # What every guest runs.
-common_steps=(topology plan demo tiny placement placement_expert)
+common_steps=(topology plan demo tiny placement plan_expert demo_expert tiny_expert placement_expert)
 
 guest_nodes1() {
   smp=2,sockets=1,cores=2

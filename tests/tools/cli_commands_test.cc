@@ -200,6 +200,35 @@ TEST_CASE("score: the numbers agree with the logits it writes") {
   CHECK(contains(table, score.find("logits_hash")->as_string()));
 }
 
+TEST_CASE("score: how often experts were chosen, and whole experts balanced by it give the same bits") {
+  const std::string model = CPUINFER_SOURCE_DIR "/models/demo";
+  const std::string usage = (scratch_directory() / "usage.json").string();
+  const std::string hash = logits_hash(model, {"--write-expert-usage", usage});
+  const auto json = parse_json(read_file(usage), usage);
+  REQUIRE(json);
+  const Json::Array& layers = json->find("layers")->as_array();
+  CHECK(layers.size() == 5);
+  const size_t tokens =
+      json_of(good({"tokenize", "-m", model}, "Some text to score, long enough for several chunks.")).as_array().size();
+  for (const Json& layer : layers) {
+    double sum = 0;
+    for (const Json& count : layer.as_array()) sum += count.as_double();
+    CHECK(layer.as_array().size() == 16);
+    CHECK(sum == static_cast<double>(4 * tokens));
+  }
+  CHECK(logits_hash(model, {"--simulate-nodes", "3", "-t", "4", "--placement", "expert", "--expert-usage", usage}) ==
+        hash);
+  CHECK(logits_hash(model, {"--simulate-nodes", "3", "-t", "4"}) == hash);
+
+  const Outcome nowhere = pipe_cpuinfer("text", {"score", "-m", model, "--write-expert-usage", "/nonexistent/usage"});
+  CHECK(nowhere.exit_code != 0);
+  CHECK(contains(nowhere.err, "/nonexistent"));
+  const Outcome dense = pipe_cpuinfer("[1, 2]", {"score", "-m", CPUINFER_SOURCE_DIR "/tests/data/goldens/dense_basic",
+                                                 "--ids", "-", "--write-expert-usage", usage});
+  CHECK(dense.exit_code == 2);
+  CHECK(contains(dense.err, "this model is dense, it has no experts"));
+}
+
 TEST_CASE("score: text from a file is text from stdin") {
   const auto file = scratch_directory() / "text.txt";
   write_file(file, "Some text to score, long enough for several chunks.");
