@@ -7,10 +7,12 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 
 #include "base/check.h"
 #include "base/format.h"
 #include "base/types.h"
+#include "numa/system_nodes.h"
 
 namespace cpuinfer::numa {
 
@@ -48,6 +50,24 @@ Result<PageCount> count_pages(const void* begin, int64_t bytes, int node_id, int
     next += batch;
   }
   return count;
+}
+
+std::string misplacement_cause(const Topology& topology, int node, const std::filesystem::path& root) {
+  const Node& wanted = topology.nodes()[static_cast<size_t>(node)];
+  if (!topology.binds_memory())
+    return "memory was not bound to nodes (--no-pin), so the system chose";
+  const auto forbidden = topology.unreachable_memory();
+  if (std::find(forbidden.begin(), forbidden.end(), wanted.id) != forbidden.end())
+    return format("the cpuset of this process forbids the memory of node {} (cpuset.mems)", wanted.id);
+  std::ifstream balancing(root / "proc/sys/kernel/numa_balancing");
+  if (int on = 0; balancing >> on && on != 0)
+    return format("automatic NUMA balancing moves pages (sysctl kernel.numa_balancing is {}); set it to 0", on);
+  for (const NodeFiles& found : read_node_files(root)) {
+    if (found.id == wanted.id && found.free_bytes >= 0 && found.free_bytes < 256_MiB)
+      return format("node {} was full: it has {} free now; end other programs that use it, or plan for less", wanted.id,
+                    format_bytes(found.free_bytes));
+  }
+  return format("another program took the memory of node {} while this one loaded", wanted.id);
 }
 
 }  // namespace cpuinfer::numa

@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
+#include <string>
 
 #include "base/result.h"
+#include "numa/topology.h"
 
 namespace cpuinfer::numa {
 
@@ -19,5 +22,9 @@ struct PageCount {
 /// and are not scaled up. node_id: the system's number. Moves nothing. REQUIRES: bytes >= 0, most_pages >= 1.
 /// Errors: kRuntime (the system does not say, as in containers that forbid move_pages).
 Result<PageCount> count_pages(const void* begin, int64_t bytes, int node_id, int64_t most_pages);
+
+/// Why pages that were asked for on node `node` (an index) of this machine are elsewhere, most likely: the end of a
+/// sentence that begins with "because". Looks at the state of now, below `root`.
+std::string misplacement_cause(const Topology& topology, int node, const std::filesystem::path& root = "/");
 
 }  // namespace cpuinfer::numa

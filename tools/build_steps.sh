@@ -6,7 +6,8 @@
 build_packages=(cmake g++ ninja-build libfmt-dev nlohmann-json3-dev libhwloc-dev libnuma-dev libdnnl-dev libxsimd-dev
   libcli11-dev libtomlplusplus-dev libutf8proc-dev)
 # What its tests need in addition.
-test_packages=(doctest-dev clang-format-19 qemu-user)
+# qemu-user stands in for other CPUs, the rest from there on for machines with NUMA nodes (tests/numa_vm).
+test_packages=(doctest-dev clang-format-19 qemu-user qemu-system-x86 busybox-static cpio lz4)
 
 say() { echo "$(basename "$0"): $*" >&2; }
 die() {

@@ -248,7 +248,7 @@ int64_t limit_of(__rlimit_resource resource) {
 
 }  // namespace
 
-Result<Machine> inspect_machine(const std::string& isa_level, const bench::HostWatch& watch) {
+Result<Machine> inspect_machine(const std::string& isa_level, bool measure, const bench::HostWatch& watch) {
   const Isa isa = kernels::detect_isa();
   Isa used = isa;
   if (!isa_level.empty()) {
@@ -268,7 +268,7 @@ Result<Machine> inspect_machine(const std::string& isa_level, const bench::HostW
   machine.pinned = team->pinned();
   machine.open_files = limit_of(RLIMIT_NOFILE);
   machine.address_space = limit_of(RLIMIT_AS);
-  if (covers(used, Isa::kAvx2)) {
+  if (measure && covers(used, Isa::kAvx2)) {
     const bench::HostOptions options{.effort = bench::Effort::kShort, .model = {}, .disk_directory = {}};
     Result<bench::HostFigures> figures = bench::measure_host(*team, machine.topology, used, options, watch);
     // Too little memory to measure with is a finding of another check.

@@ -22,18 +22,19 @@ struct Machine {
   kernels::Isa isa = kernels::Isa::kNone;  ///< what the CPU and the system offer
   numa::MemoryLimit memory;
   numa::HugePages huge_pages;
-  int workers = 0;             ///< threads of a default team
-  int pinned = 0;              ///< those of them that stayed where they were put
-  int64_t open_files = -1;     ///< RLIMIT_NOFILE, -1: unlimited
-  int64_t address_space = -1;  ///< RLIMIT_AS in bytes, -1: unlimited
-  std::optional<bench::HostFigures> figures =
-      std::nullopt;                  ///< what a short measurement gave; absent: the CPU cannot run it
-  std::filesystem::path root = "/";  ///< /proc and /sys are looked up below it
+  int workers = 0;                                           ///< threads of a default team
+  int pinned = 0;                                            ///< those of them that stayed where they were put
+  int64_t open_files = -1;                                   ///< RLIMIT_NOFILE, -1: unlimited
+  int64_t address_space = -1;                                ///< RLIMIT_AS in bytes, -1: unlimited
+  std::optional<bench::HostFigures> figures = std::nullopt;  ///< what a short measurement gave; absent: there was none
+  std::filesystem::path root = "/";                          ///< /proc and /sys are looked up below it
 };
 
-/// This machine; measures it for about a second with the instruction sets up to `isa_level` ("": all).
+/// This machine; if `measure`, measures its speed for about a second with the instruction sets up to `isa_level` ("":
+/// all).
 /// Errors: kRuntime, kUsage and kUnsupported (isa_level), kInterrupted.
-Result<Machine> inspect_machine(const std::string& isa_level = "", const bench::HostWatch& watch = {});
+Result<Machine> inspect_machine(const std::string& isa_level = "", bool measure = true,
+                                const bench::HostWatch& watch = {});
 
 enum class Health {
   kOk,

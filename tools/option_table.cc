@@ -25,15 +25,27 @@ void OptionTable::group(const char* name) { group_ = name; }
 
 void OptionTable::value(const std::string& names, const char* kind, const std::string& help, Setter set,
                         Variable variable) {
+  add_value(names, kind, help, std::move(set), variable, 1);
+}
+
+void OptionTable::optional_value(const std::string& names, const char* kind, const std::string& help, Setter set,
+                                 Variable variable) {
+  add_value(names, kind, help, std::move(set), variable, 0);
+}
+
+void OptionTable::add_value(const std::string& names, const char* kind, const std::string& help, Setter set,
+                            Variable variable, int least_values) {
   Entry& entry = add(names, std::move(set), variable);
   CLI::callback_t store = [&entry](const CLI::results_t& results) {
     entry.given = results;
+    if (results.empty()) entry.given = {""};
     return true;
   };
-  library_->app.add_option(names, store, help)
-      ->type_name(kind)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
-      ->group(group_);
+  CLI::Option* const option = library_->app.add_option(names, store, help)
+                                  ->type_name(kind)
+                                  ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+                                  ->group(group_);
+  if (least_values == 0) option->expected(0, 1);
 }
 
 void OptionTable::flag(const std::string& names, const std::string& help, std::function<void()> set,

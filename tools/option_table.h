@@ -39,6 +39,9 @@ class OptionTable {
   /// names: "-c,--ctx"; the first long name is the one in messages and of the variable. kind: "TOKENS".
   void value(const std::string& names, const char* kind, const std::string& help, Setter set,
              Variable variable = Variable::kYes);
+  /// The same whose value may be left out: the setter then gets "".
+  void optional_value(const std::string& names, const char* kind, const std::string& help, Setter set,
+                      Variable variable = Variable::kYes);
   void flag(const std::string& names, const std::string& help, std::function<void()> set,
             Variable variable = Variable::kYes);
   void positional(const char* name, const char* help, std::string& target);
@@ -63,6 +66,8 @@ class OptionTable {
     std::vector<std::string> given;
   };
 
+  void add_value(const std::string& names, const char* kind, const std::string& help, Setter set, Variable variable,
+                 int least_values);
   Entry& add(const std::string& names, Setter set, Variable variable);
   Result<void> check_unknown() const;
 

@@ -75,7 +75,9 @@ struct PlanOptions {
 
 struct DoctorOptions {
   ConsoleOptions console;
-  std::string isa;  ///< cap on instruction sets; empty: none
+  std::string isa;         ///< cap on instruction sets; empty: none
+  bool placement = false;  ///< load `model`, use it a little, and look at where its memory and threads are
+  ModelOptions model;      ///< for placement
   bool json = false;
 };
 

@@ -60,8 +60,24 @@ Result<CommandLine> parse_doctor(const std::vector<std::string>& arguments, cons
   add_isa(table, o.isa);
   add_console(table, o.console, environment);
   add_json(table, o.json, "Print JSON");
+  table.group("Placement");
+  table.optional_value(
+      "--placement", "POLICY",
+      "Load a model, use it a little, and count on which nodes its\npages are and where its threads run; slice or "
+      "expert, as\nfor models [slice]",
+      [&o](std::string_view name, const std::string& value) -> Result<void> {
+        o.placement = true;
+        if (value.empty()) return {};
+        return choice_into(o.model.engine.whole_experts, {{"slice", false}, {"expert", true}})(name, value);
+      },
+      Variable::kNo);
+  add_model_name(table, o.model.model);
+  table.value("-c,--ctx", "TOKENS", "Context, as for models", count_into(o.model.engine.context_tokens, 1, INT64_MAX));
+  add_workers(table, o.model.engine.threads, o.model.engine.machine);
   TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
   if (help) return ShowText{*help};
+  if (o.placement) TRY(require_model(table, o.model.model));
+  o.model.engine.isa = o.isa;
   return o;
 }
 

@@ -77,6 +77,7 @@ Result<int> run_command(const RunOptions& options) {
   if (!answer_one) {
     TRY(load_engine(*engine, facts, console));
     TRY_ASSIGN(const int code, chat_session(*engine, tokenizer, std::move(request), options, console));
+    report_placement(*engine, console, false);
     if (profile && code == kExitOk) TRY(print_profile(*engine, console));
     return code;
   }
@@ -91,6 +92,7 @@ Result<int> run_command(const RunOptions& options) {
   TRY_ASSIGN(const run::GenerationResult result,
              show_answer(*engine, tokenizer, sequence, request, form, options.logprobs.has_value(), console));
   console.note(statistics(*engine, result));
+  report_placement(*engine, console, false);
   if (result.finish_reason == run::FinishReason::kInterrupted) return kExitSignalBase + pending_signal();
   if (profile) TRY(print_profile(*engine, console));
   return kExitOk;

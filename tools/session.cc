@@ -69,6 +69,7 @@ Result<void> load_engine(run::Engine& engine, const std::vector<std::string>& fa
     TRY(engine.load(
         {.progress = [&](int64_t done, int64_t total) { progress.update(done, total); }, .cancel = &cancel_flag()}));
   }
+  report_placement(engine, console, true);
   const load::LoadStatistics& load = engine.load_statistics();
   if (load.bytes == 0) return {};  // made, not read
   console.line(format("loaded    {:.2f} GB in {:.2f} s, {:.2f} GB/s", static_cast<double>(load.bytes) / 1e9,
@@ -78,6 +79,19 @@ Result<void> load_engine(run::Engine& engine, const std::vector<std::string>& fa
             100 * static_cast<double>(load.direct_bytes) / static_cast<double>(load.bytes),
             format_bytes(load.buffer_bytes));
   return {};
+}
+
+void report_placement(run::Engine& engine, Console& console, bool loaded) {
+  if (engine.topology().nodes().size() == 1) return;
+  const Result<run::PlacementReport> report = engine.measure_placement();
+  if (!report)
+    log_warn("placement is not known: {}", report.error().message);
+  else if (!report->is_good())
+    log_warn("placement {}", report->sentence());
+  else if (loaded)
+    console.line(format("placed    {}", report->sentence()));
+  else
+    log_debug("placement {}", report->sentence());
 }
 
 Result<run::SamplingParams> choose_sampling(const SamplingOptions& options, const model::GenerationDefaults& defaults) {

@@ -34,6 +34,11 @@ Result<std::unique_ptr<run::Engine>> prepare_engine(const ModelOptions& options)
 /// kDoesNotFit with the plan's table before anything is read; kInterrupted.
 Result<void> load_engine(run::Engine& engine, const std::vector<std::string>& facts, Console& console);
 
+/// On a machine with several nodes: says on how many of the pages that are in use the system kept to the plan, as a
+/// fact after loading and as a debug message later (`loaded` false), and warns if they are too few. Nothing on one
+/// node.
+void report_placement(run::Engine& engine, Console& console, bool loaded);
+
 /// What the user asked for, completed by generation_config.json. do_sample false, or a file (or no file) that says
 /// nothing about sampling, is greedy. A seed that is needed and not given is chosen at random.
 Result<run::SamplingParams> choose_sampling(const SamplingOptions& options, const model::GenerationDefaults& defaults);

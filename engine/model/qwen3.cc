@@ -112,7 +112,8 @@ class Qwen3 final : public Model {
         layer.mlp = expert(config.intermediate, placement.sliced());
       }
     }
-    qkv_on_nodes_ = heads_on_nodes(layers_[0].qkv, KvStripes(config.kv_heads, nodes), head_outputs);
+    qkv_on_nodes_ =
+        config.layers > 0 && heads_on_nodes(layers_[0].qkv, KvStripes(config.kv_heads, nodes), head_outputs);
   }
 
   const ModelConfig& config() const override { return config_; }

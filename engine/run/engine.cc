@@ -201,6 +201,27 @@ Result<void> Engine::fabricate_context(Sequence& sequence, int64_t length) {
   return {};
 }
 
+Result<PlacementReport> Engine::measure_placement() {
+  ENSURE(kv_.has_value() && workspace_.has_value(), "load() comes before measuring");
+  std::vector<PlacedMemory> memory;
+  model_->visit_weights([&](const model::WeightSpec& spec) {
+    for (int node = 0; node < team_->nodes(); ++node) {
+      if (spec.matrix != nullptr)
+        memory.push_back({spec.purpose, node, spec.matrix->shard(node).data, spec.matrix->shard_bytes(node)});
+      else
+        memory.push_back({spec.purpose, node, spec.vector->on(node).data(), spec.vector->bytes()});
+    }
+  });
+  const auto add = [&](const char* purpose, std::span<const numa::NodeBuffer> buffers) {
+    for (const numa::NodeBuffer& buffer : buffers)
+      for (const numa::NodeSlice& slice : buffer.slices())
+        memory.push_back({purpose, slice.node, slice.data, slice.bytes});
+  };
+  add("KV cache", kv_->memory());
+  add("workspace", workspace_->memory());
+  return run::measure_placement(memory, *team_, topology_);
+}
+
 void Engine::set_experts(int experts) {
   ENSURE(workspace_.has_value(), "load() comes before set_experts(): it allocates for the experts of prepare()");
   ENSURE(experts >= 1 && experts <= planned_experts_, "memory is planned for the most experts per token");

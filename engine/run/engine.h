@@ -17,6 +17,7 @@
 #include "engine/load/memory_plan.h"
 #include "engine/model/generation_config.h"
 #include "engine/model/model.h"
+#include "engine/run/placement_report.h"
 #include "kernels/isa.h"
 #include "kernels/registry.h"
 #include "numa/machine_selection.h"
@@ -208,6 +209,10 @@ class Engine {
   /// For benchmarks: whether the phases of the next steps are counted, as they are from the start, so that the cost of
   /// counting can be measured. Steps and tokens are counted in any case. REQUIRES: load() succeeded.
   void set_counting(bool counting);
+
+  /// Where the pages of weights, KV cache and workspace, and the threads, are now. REQUIRES: load() succeeded.
+  /// Errors: of run::measure_placement.
+  Result<PlacementReport> measure_placement();
 
   /// Where the weights lie, one buffer per node; empty before load().
   const load::WeightMemory& weights() const { return weights_; }

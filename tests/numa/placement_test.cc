@@ -7,7 +7,11 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string_view>
 
+#include "base/format.h"
 #include "base/types.h"
 #include "numa/memory.h"
 
@@ -117,4 +121,39 @@ TEST_CASE("a system that forbids the question is an error that says what to allo
                                        "); allow move_pages in the seccomp profile of the container, or give it "
                                        "CAP_SYS_NICE");
   }
+}
+
+TEST_CASE("why pages are elsewhere: what the system shows, likeliest first") {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::temp_directory_path() / cpuinfer::format("cpuinfer_placement_test_{}", getpid());
+  fs::remove_all(root);
+  const auto write = [&](const fs::path& path, std::string_view text) {
+    fs::create_directories((root / path).parent_path());
+    std::ofstream(root / path) << text << '\n';
+  };
+  const auto free_on_node_0 = [&](int64_t kib) {
+    write("sys/devices/system/node/node0/meminfo",
+          cpuinfer::format("Node 0 MemTotal: 8388608 kB\nNode 0 MemFree: {} kB", kib));
+  };
+  // Node 0 has this machine's CPUs, node 1 memory only.
+  write("sys/devices/system/cpu/online", "0-63");
+  write("sys/devices/system/node/online", "0-1");
+  write("sys/devices/system/node/node0/cpulist", "0-63");
+  write("sys/devices/system/node/node1/meminfo", "Node 1 MemTotal: 8388608 kB");
+  write("proc/self/status", "Mems_allowed_list:\t0-1");
+  write("proc/sys/kernel/numa_balancing", "0");
+  free_on_node_0(4194304);
+  const auto topology = Topology::detect(root);
+  REQUIRE(topology.has_value());
+  REQUIRE(topology->binds_memory());
+  const auto cause = [&](const Topology& of) { return numa::misplacement_cause(of, 0, root); };
+
+  CHECK(cause(*topology) == "another program took the memory of node 0 while this one loaded");
+  free_on_node_0(100 * 1024);
+  CHECK(cause(*topology) ==
+        "node 0 was full: it has 100.0 MiB free now; end other programs that use it, or plan for less");
+  write("proc/sys/kernel/numa_balancing", "1");
+  CHECK(cause(*topology) == "automatic NUMA balancing moves pages (sysctl kernel.numa_balancing is 1); set it to 0");
+  CHECK(cause(topology->unpinned()) == "memory was not bound to nodes (--no-pin), so the system chose");
+  fs::remove_all(root);
 }

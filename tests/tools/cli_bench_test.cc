@@ -62,7 +62,8 @@ TEST_CASE("bench host: what it cannot do") {
   fails({"bench", "host", "-t", "1", "--simulate-nodes", "2"}, 2, "1 threads cannot serve 2 nodes");
   fails({"bench", "host", "--nodes", "1000"}, 2, "--simulate-nodes 1000 pretends that there are more");
   fails({"bench", "kernels", "--nodes", "999-1000"}, 2, "node 999 does not exist or may not be used; this machine has");
-  fails({"bench", "load", "-m", "models/demo", "--cores", "9999"}, 2, "CPU 9999 does not exist or may not be used");
+  fails({"bench", "load", "-m", CPUINFER_SOURCE_DIR "/models/demo", "--cores", "9999"}, 2,
+        "CPU 9999 does not exist or may not be used");
   fails({"bench"}, 2, "bench needs a name: one of host");
 }
 

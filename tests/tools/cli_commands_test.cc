@@ -96,6 +96,28 @@ TEST_CASE("doctor") {
   CHECK(run_cpuinfer({"doctor", "--isa", "sse9"}).exit_code == 2);
 }
 
+TEST_CASE("doctor --placement loads a model and counts its pages") {
+  for (const char* policy : {"slice", "expert"}) {
+    const Outcome outcome = run_cpuinfer({"doctor", "--placement", policy, "-m", CPUINFER_SOURCE_DIR "/models/demo",
+                                          "--ctx", "600", "--json", "--progress", "none"});
+    if (contains(outcome.err, "move_pages")) {
+      MESSAGE("SKIPPED: this system does not say where memory lies");
+      return;
+    }
+    REQUIRE_MESSAGE(outcome.exit_code == 0, outcome.err);
+    const Json json = json_of(outcome);
+    CHECK(json.find("checks")->as_array().back().find("name")->as_string() == "placement");
+    int64_t pages = 0;
+    for (const Json& line : json.find("placement")->as_array()) pages += line.find("planned_pages")->as_int();
+    CHECK(pages > 3000);  // 11 MiB of weights alone
+    CHECK(json.find("local_percent")->as_double() >= 0);
+    CHECK_FALSE(json.find("workers")->as_array().empty());
+  }
+  CHECK(contains(run_cpuinfer({"doctor", "--placement"}).err, "no model: give --model"));
+  CHECK(contains(run_cpuinfer({"doctor", "--placement", "fast", "-m", CPUINFER_SOURCE_DIR "/models/demo"}).err,
+                 "--placement is 'fast'; it must be one of slice, expert"));
+}
+
 TEST_CASE("detokenize undoes tokenize") {
   const std::string text =
       "Hello, w\xc3\xb6rld!  \r\n\t 12345 \xe6\x97\xa5\xe6\x9c\xac\xe8\xaa\x9e "

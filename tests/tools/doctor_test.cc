@@ -294,5 +294,6 @@ TEST_CASE("this machine can be examined") {
   REQUIRE(capped.has_value());
   CHECK(capped->figures->peaks.size() == 1);
   CHECK_FALSE(inspect_machine("reference")->figures.has_value());
+  CHECK_FALSE(inspect_machine("", false)->figures.has_value());
   CHECK(inspect_machine("mmx").error().code == ErrorCode::kUsage);
 }

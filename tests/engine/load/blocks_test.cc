@@ -17,7 +17,7 @@ struct Example {
   std::vector<checkpoint::TensorRef> tensors;
   std::vector<MatrixSource> sources;
 
-  Example(int turns, int terms, int nodes) : matrix(turns * 33, terms, 0, nodes) {
+  Example(int turns, int terms, int nodes) : matrix(turns * 33, terms, 0, model::Placement::even(nodes).sliced()) {
     for (int turn = 0; turn < turns; ++turn) {
       runs.push_back({0, turn * 20, 20, turn * 33});
       runs.push_back({1, turn * 5, 5, turn * 33 + 20});

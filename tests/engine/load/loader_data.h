@@ -113,6 +113,20 @@ inline Result<Loaded> load_all(const Directory& directory, int nodes = 1, int th
   return loaded;
 }
 
+// Bytes of the files that `nodes` nodes read: each what it has a copy of.
+inline int64_t read_bytes(model::Model& model, DType dtype) {
+  int64_t bytes = 0;
+  model.visit_weights([&](const model::WeightSpec& spec) {
+    const int copies = spec.matrix != nullptr && spec.matrix->split().is_replicated() ? spec.matrix->nodes() : 1;
+    for (const model::TensorSpec& tensor : spec.tensors) {
+      int64_t elements = copies;
+      for (const int64_t size : tensor.shape) elements *= size;
+      bytes += elements * dtype_bytes(dtype);
+    }
+  });
+  return bytes;
+}
+
 // Reads every output of every matrix back and compares it with the row of the tensor that it must come from.
 inline void check_weights(const Directory& directory, model::Model& model) {
   int outputs = 0;
@@ -124,11 +138,16 @@ inline void check_weights(const Directory& directory, model::Model& model) {
       CHECK(run.output == output);
       for (int row = run.first; row < run.first + run.count; ++row, ++output) {
         if (spec.vector != nullptr) {
-          CHECK(spec.vector->on(0)[static_cast<size_t>(output)] ==
-                directory.expected(spec.tensors[run.tensor].name, row));
+          for (int node = 0; node < spec.vector->nodes(); ++node)
+            CHECK(spec.vector->on(node)[static_cast<size_t>(output)] ==
+                  directory.expected(spec.tensors[run.tensor].name, row));
           continue;
         }
-        const int terms = spec.matrix->terms();
+        const model::PackedMatrix& matrix = *spec.matrix;
+        if (output == 0 && matrix.split().is_replicated())
+          for (int node = 1; node < matrix.nodes(); ++node)
+            CHECK(std::memcmp(matrix.unit(node, 0, 0), matrix.unit(0, 0, 0), matrix.shard_bytes(0)) == 0);
+        const int terms = matrix.terms();
         std::vector<bf16> values(terms);
         spec.matrix->read_output(output, values.data());
         for (int k = 0; k < terms; ++k) {
