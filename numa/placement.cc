@@ -54,8 +54,7 @@ Result<PageCount> count_pages(const void* begin, int64_t bytes, int node_id, int
 
 std::string misplacement_cause(const Topology& topology, int node, const std::filesystem::path& root) {
   const Node& wanted = topology.nodes()[static_cast<size_t>(node)];
-  if (!topology.binds_memory())
-    return "memory was not bound to nodes (--no-pin), so the system chose";
+  if (!topology.binds_memory()) return "memory was not bound to nodes (--no-pin), so the system chose";
   const auto forbidden = topology.unreachable_memory();
   if (std::find(forbidden.begin(), forbidden.end(), wanted.id) != forbidden.end())
     return format("the cpuset of this process forbids the memory of node {} (cpuset.mems)", wanted.id);

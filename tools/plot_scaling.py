@@ -249,13 +249,6 @@ def tables(models):
             for label, model in both for k in (8, 16)]
     made["prefill"] = markdown(["chunk 512 / 4096"] + [f"{m.name.replace(' Rapids', '')}, {name}"
                                                       for m in MACHINES for name, _ in DEPTHS[1:]], rows)
-
-    def one_node(machine, context):
-        weights = small.step_weight_bytes(1, 8) / machine.read()
-        return 1 / (weights + context * small.kv_bytes() / (machine.read() / 2))
-    rows = [[m.name] + [f"{number(one_node(m, depth))} of {number(decode_bound(m, small, 8, depth, 1))}"
-                        for _, depth in DEPTHS[1:]] for m in MACHINES]
-    made["one node"] = markdown(["30B-A3B, K = 8, batch 1"] + [name for name, _ in DEPTHS[1:]], rows)
     return made
 
 
