@@ -73,7 +73,8 @@ class Scale {
 
 std::string node_bar(const load::MemoryPlan& plan, int node, const Scale& scale, double y) {
   const int64_t total = plan.node_total(node), capacity = plan.node_capacity[node];
-  std::string out = text_at(kLeft - 10, y + 20, "text-anchor=\"end\"", format("node {}", node));
+  const int id = plan.node_ids[node];
+  std::string out = text_at(kLeft - 10, y + 20, "text-anchor=\"end\"", format("node {}", id));
   int64_t before = 0;
   for (const load::PlanLine& line : plan.lines) {
     const int64_t bytes = line.node_bytes[node];
@@ -81,8 +82,8 @@ std::string node_bar(const load::MemoryPlan& plan, int node, const Scale& scale,
     out += format(
         "<rect class=\"segment\" x=\"{:.2f}\" y=\"{:.1f}\" width=\"{:.2f}\" height=\"{}\" fill=\"{}\">"
         "<title>node {}: {} {}</title></rect>\n",
-        kLeft + scale.length(before), y, scale.length(bytes), kBar, colour_of(line.purpose), node,
-        escaped(line.purpose), format_bytes(bytes));
+        kLeft + scale.length(before), y, scale.length(bytes), kBar, colour_of(line.purpose), id, escaped(line.purpose),
+        format_bytes(bytes));
     before += bytes;
   }
   const double limit = kLeft + scale.length(capacity);
@@ -92,17 +93,17 @@ std::string node_bar(const load::MemoryPlan& plan, int node, const Scale& scale,
         "<rect x=\"{0:.2f}\" y=\"{1:.1f}\" width=\"{2:.2f}\" height=\"{3}\" fill=\"url(#over)\" stroke=\"{4}\">"
         "<title>node {5}: {6} more than is free</title></rect>\n"
         "<path d=\"M{0:.2f} {7:.1f}v{8}\" stroke=\"{4}\" stroke-width=\"3\"/>\n",
-        limit, y, end - limit, kBar, kRed, node, format_bytes(total - capacity), y - 5, kBar + 10);
+        limit, y, end - limit, kBar, kRed, id, format_bytes(total - capacity), y - 5, kBar + 10);
   } else if (scale.shows(capacity)) {
     out += format(
         "<rect x=\"{}\" y=\"{:.1f}\" width=\"{:.2f}\" height=\"{}\" fill=\"none\" stroke=\"#333333\" "
         "stroke-dasharray=\"4 3\"><title>node {}: {} free</title></rect>\n",
-        kLeft, y, limit - kLeft, kBar, node, format_bytes(capacity));
+        kLeft, y, limit - kLeft, kBar, id, format_bytes(capacity));
   } else {
     out += format(
         "<path d=\"M{0} {1:.1f}H{2}v{3}H{0}\" fill=\"none\" stroke=\"#333333\" stroke-dasharray=\"4 3\">"
         "<title>node {4}: {5} free</title></path>\n",
-        kRight, y, kLeft, kBar, node, format_bytes(capacity));
+        kRight, y, kLeft, kBar, id, format_bytes(capacity));
   }
   const std::string sum = format("{} of {}", format_bytes(total), format_bytes(capacity));
   return out + (total > capacity ? text_at(kRight + 14, y + 20, format("fill=\"{}\" font-weight=\"bold\"", kRed), sum)

@@ -99,7 +99,11 @@ MemoryPlan plan_memory(model::Model& model, const model::Placement& placement, c
       {"workspace", model::Workspace::node_bytes(config, request.limits, placement, request.worker_nodes)});
   plan.lines.push_back({"reserve", std::vector<int64_t>(nodes, 0)});
   plan.lines.back().node_bytes[0] = kReserveBytes;
-  for (int node = 0; node < nodes; ++node) plan.node_capacity.push_back(topology.home(node).free_bytes);
+  const bool simulated = nodes > static_cast<int>(topology.nodes().size());
+  for (int node = 0; node < nodes; ++node) {
+    plan.node_ids.push_back(simulated ? node : topology.home(node).id);
+    plan.node_capacity.push_back(topology.home(node).free_bytes);
+  }
 
   // A simulated node shares the memory of the real one it stands on.
   const int real_nodes = std::min(static_cast<int>(topology.nodes().size()), nodes);
@@ -207,7 +211,7 @@ Result<PlannedModel> plan_model(const model::ModelConfig& config, const PlanRequ
 std::string MemoryPlan::table() const {
   const int nodes = static_cast<int>(node_capacity.size());
   std::string text = format("{:<24}", "purpose");
-  for (int node = 0; node < nodes; ++node) text += format("{:>12}", format("node {}", node));
+  for (int node = 0; node < nodes; ++node) text += format("{:>12}", format("node {}", node_ids[node]));
   text += format("{:>12}\n", "all");
   const auto row = [&](const std::string& name, auto bytes_of, int64_t all) {
     text += format("{:<24}", name);
@@ -245,6 +249,9 @@ Json MemoryPlan::json() const {
     purposes.push_back(std::move(entry));
   }
   json.set("purposes", std::move(purposes));
+  Json ids{Json::Array{}};
+  for (const int id : node_ids) ids.push_back(id);
+  json.set("node_ids", std::move(ids));
   Json capacity{Json::Array{}};
   for (const int64_t bytes : node_capacity) capacity.push_back(bytes);
   json.set("node_free_bytes", std::move(capacity));

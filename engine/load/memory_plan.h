@@ -39,6 +39,7 @@ struct PlanLine {
 /// Pure data, made by plan_memory.
 struct MemoryPlan {
   std::vector<PlanLine> lines;
+  std::vector<int> node_ids;           ///< how people know each node: the system's number, or of simulated ones a count
   std::vector<int64_t> node_capacity;  ///< free bytes of each node
   numa::MemoryLimit available;         ///< for the process as a whole
   int64_t kv_bytes_per_token = 0;

@@ -144,6 +144,21 @@ TEST_CASE("plan: messages") {
       bad(with(kEight, {"--svg", scratch_directory().string()}), 1).err.ends_with(": cannot write: Is a directory\n"));
 }
 
+TEST_CASE("nodes go by the numbers of the system, and memory without CPUs is named") {
+  const Arguments machine = {"plan", "--synthetic", "qwen3-30b-a3b", "--topology",
+                             "pack:2 [numa(memory=64GB)] [numa(memory=16GB)] core:4 pu:1"};
+  const std::string text = good(machine);
+  CHECK(contains(text, "node 0      node 2         all\n"));
+  CHECK(contains(text, "it fits\nleft out: node 1, 14.9 GiB without CPUs\nleft out: node 3, 14.9 GiB without CPUs\n"));
+  const Json json = json_of(good(with(machine, {"--json"})));
+  CHECK(json.find("node_ids")->as_array()[1].as_int() == 2);
+  REQUIRE(json.find("left_out")->as_array().size() == 2);
+  CHECK(json.find("left_out")->as_array()[1].find("node")->as_int() == 3);
+  CHECK(json.find("left_out")->as_array()[1].find("bytes")->as_int() == 16'000'000'000);
+  CHECK(contains(bad(with(machine, {"--nodes", "1-1"}), 2).err, "node 1 has memory but no CPU"));
+  CHECK(contains(good({"plan", "-m", tiny_model(), "--simulate-nodes", "3", "--node-bandwidth", "9GB/s"}), "node 2"));
+}
+
 TEST_CASE("plan draws a picture") {
   const auto file = scratch_directory() / "plan.svg";
   good(with(kEight, {"--svg", file.string()}));

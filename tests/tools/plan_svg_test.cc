@@ -23,6 +23,7 @@ load::MemoryPlan plan_of(int nodes, int64_t expert_bytes, int64_t capacity) {
                 {"of <nobody> & \"all\"", std::vector<int64_t>(nodes, 1_GiB)},
                 {"reserve", std::vector<int64_t>(nodes, 0)}};
   plan.lines.back().node_bytes[0] = 256_MiB;
+  for (int node = 0; node < nodes; ++node) plan.node_ids.push_back(2 * node);
   plan.node_capacity.assign(nodes, capacity);
   plan.available = {nodes * capacity, "a <test>"};
   for (int node = 0; node < nodes; ++node)
@@ -90,7 +91,7 @@ TEST_CASE("a picture is well-formed, whatever the names and however many nodes")
     CHECK(contains(svg, "<title>a &amp; b &lt; &quot;c&quot; &gt; d </title>"));
     CHECK(contains(svg, "of &lt;nobody&gt; &amp; &quot;all&quot;"));
     CHECK(contains(svg, "a &lt;test&gt;"));
-    CHECK(contains(svg, format(">node {}</text>", nodes - 1)));
+    CHECK(contains(svg, format(">node {}</text>", 2 * (nodes - 1))));
   }
 }
 
@@ -119,7 +120,7 @@ TEST_CASE("what is too much is marked") {
   const std::string over = plan_svg(plan_of(2, 10_GiB, 12_GiB), "t");
   check_well_formed(over);
   CHECK(contains(over, "does not fit: all nodes: 26.2 GiB of 24.0 GiB"));
-  CHECK(contains(over, "<title>node 1: 1.0 GiB more than is free</title>"));
+  CHECK(contains(over, "<title>node 2: 1.0 GiB more than is free</title>"));
   // Far more free than needed: the bars stay visible.
   const std::string roomy = plan_svg(plan_of(2, 5_GiB, 4096_GiB), "t");
   check_well_formed(roomy);
