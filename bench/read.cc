@@ -141,22 +141,22 @@ Result<ReadSweep> sweep_read(numa::Team& team, std::span<const ReadMemory> memor
     TRY(watch.check(0.8 * static_cast<double>(n) / static_cast<double>(coarse)));
     sample(n % sweep.entries.size(), effort.coarse_seconds);
   }
-  // An entry's first samples are dropped when it is looked at closely: they were short. Bounded in any case, should
-  // the machine's speed fall without end.
+  // An entry's first samples are dropped when it is looked at closely: they were short. Should the machine's speed fall
+  // without end, the entry that is on top after `most` samples gets all of its own.
   std::vector<bool> fine(sweep.entries.size(), false);
   const int most = 8 * effort.fine_samples;
-  for (int n = 0; n < most; ++n) {
-    const size_t top = best();
-    if (fine[top] && sweep.entries[top].samples >= effort.fine_samples) break;
+  size_t top = best();
+  for (int n = 0; !fine[top] || sweep.entries[top].samples < effort.fine_samples; ++n) {
     if (!fine[top]) {
       fine[top] = true;
       samples[top] = {};
       sweep.entries[top].samples = 0;
     }
-    TRY(watch.check(0.8 + 0.2 * n / most));
+    TRY(watch.check(0.8 + 0.2 * std::min(n, most) / most));
     sample(top, effort.fine_seconds);
+    if (n < most) top = best();
   }
-  sweep.best = best();
+  sweep.best = top;
   return sweep;
 }
 
