@@ -58,14 +58,14 @@ std::string misplacement_cause(const Topology& topology, int node, const std::fi
   const auto forbidden = topology.unreachable_memory();
   if (std::find(forbidden.begin(), forbidden.end(), wanted.id) != forbidden.end())
     return format("the cpuset of this process forbids the memory of node {} (cpuset.mems)", wanted.id);
-  std::ifstream balancing(root / "proc/sys/kernel/numa_balancing");
-  if (int on = 0; balancing >> on && on != 0)
-    return format("automatic NUMA balancing moves pages (sysctl kernel.numa_balancing is {}); set it to 0", on);
   for (const NodeFiles& found : read_node_files(root)) {
     if (found.id == wanted.id && found.free_bytes >= 0 && found.free_bytes < 256_MiB)
       return format("node {} was full: it has {} free now; end other programs that use it, or plan for less", wanted.id,
                     format_bytes(found.free_bytes));
   }
+  std::ifstream balancing(root / "proc/sys/kernel/numa_balancing");
+  if (int on = 0; balancing >> on && on != 0)
+    return format("automatic NUMA balancing may move pages (sysctl kernel.numa_balancing is {}); set it to 0", on);
   return format("another program took the memory of node {} while this one loaded", wanted.id);
 }
 

@@ -145,7 +145,10 @@ Result<std::unique_ptr<Team>> Team::create(const Topology& topology, const TeamO
 std::vector<WorkerPlacement> Team::where() const {
   std::vector<WorkerPlacement> placements;
   for (size_t rank = 0; rank < places_.size(); ++rank)
-    placements.push_back({layout_.workers[rank].node, layout_.workers[rank].cpus, places_[rank].last_cpu});
+    // Of workers that are not pinned no CPU is wanted.
+    placements.push_back({layout_.workers[rank].node,
+                          is_empty(places_[rank].cpus) ? std::vector<int>{} : layout_.workers[rank].cpus,
+                          places_[rank].last_cpu});
   return placements;
 }
 

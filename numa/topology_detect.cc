@@ -2,6 +2,7 @@
 #include <hwloc.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <optional>
@@ -232,6 +233,14 @@ Result<Topology> Topology::detect(const fs::path& root) {
 }
 
 Result<Topology> Topology::synthetic(std::string_view description) {
+  // hwloc takes minutes and more for machines that nobody has.
+  constexpr double kMostCpus = 16384;
+  double cpus = 1;
+  for (size_t colon = description.find(':'); colon != description.npos; colon = description.find(':', colon + 1))
+    cpus *= std::max(std::strtod(std::string(description.substr(colon + 1, 20)).c_str(), nullptr), 1.0);
+  if (cpus > kMostCpus)
+    return fail(ErrorCode::kUsage,
+                format("\"{}\" describes {:.0f} CPUs; it must be at most {:.0f}", description, cpus, kMostCpus));
   hwloc_topology_t raw = nullptr;
   if (hwloc_topology_init(&raw) != 0) return fail(ErrorCode::kRuntime, "hwloc could not start: no memory");
   const TopologyHandle handle(raw);

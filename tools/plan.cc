@@ -21,6 +21,9 @@ Result<numa::Topology> planned_machine(const PlanOptions& options) {
   TRY_ASSIGN(const numa::Topology machine, numa::Topology::synthetic(options.topology));
   if (options.node_memory.empty()) return machine;
   std::vector<int64_t> sizes = options.node_memory;
+  constexpr int64_t kMostBytes = int64_t{1} << 50;
+  if (std::ranges::any_of(sizes, [](int64_t bytes) { return bytes > kMostBytes; }))
+    return fail(ErrorCode::kUsage, "--node-memory is over 1024 TiB for a node; it must be at most that");
   if (sizes.size() == 1) sizes.resize(machine.nodes().size(), sizes[0]);
   if (sizes.size() != machine.nodes().size())
     return fail(ErrorCode::kUsage,

@@ -82,7 +82,7 @@ Result<void> load_engine(run::Engine& engine, const std::vector<std::string>& fa
 }
 
 void report_placement(run::Engine& engine, Console& console, bool loaded) {
-  if (engine.topology().nodes().size() == 1) return;
+  if (engine.topology().nodes().size() == 1 && !engine.topology().binds_memory()) return;
   const Result<run::PlacementReport> report = engine.measure_placement();
   if (!report)
     log_warn("placement is not known: {}", report.error().message);

@@ -85,6 +85,18 @@ int64_t MemoryPlan::node_total(int node) const {
 
 int PlanRequest::nodes() const { return 1 + *std::max_element(worker_nodes.begin(), worker_nodes.end()); }
 
+namespace {
+
+// Bytes of weights on a node that lie in reserved pages of 1 GiB, which are not free memory: all, or none if there are
+// not enough (numa::Pages::kLargest). The buffer has some bytes more than the plan, for alignment.
+int64_t reserved_bytes(const MemoryPlan& plan, size_t weight_lines, int node, const numa::Topology& topology) {
+  constexpr int64_t kAlignmentBytes = 16_MiB;
+  int64_t weights = 0;
+  for (size_t i = 0; i < weight_lines; ++i) weights += plan.lines[i].node_bytes[node];
+  const int64_t pages = ceil_div(weights + kAlignmentBytes, 1_GiB);
+  return weights > 1_GiB && pages <= topology.home(node).reserved.free_1g ? weights : 0;
+}
+
 MemoryPlan plan_memory(model::Model& model, const model::Placement& placement, const PlanRequest& request,
                        const numa::Topology& topology, const numa::MemoryLimit& available) {
   const model::ModelConfig& config = model.config();
@@ -94,6 +106,7 @@ MemoryPlan plan_memory(model::Model& model, const model::Placement& placement, c
   plan.kv_bytes_per_token = model::KvCache::page_bytes(config) / kernels::kLeafTokens;
   plan.context_tokens = int64_t{request.kv_pages} * kernels::kLeafTokens;
   plan.lines = weight_lines(model, nodes);
+  const size_t weight_line_count = plan.lines.size();
   plan.lines.push_back({"KV cache", model::KvCache::node_bytes(config, request.kv_pages, nodes)});
   plan.lines.push_back(
       {"workspace", model::Workspace::node_bytes(config, request.limits, placement, request.worker_nodes)});
@@ -103,95 +116,123 @@ MemoryPlan plan_memory(model::Model& model, const model::Placement& placement, c
   for (int node = 0; node < nodes; ++node) {
     plan.node_ids.push_back(simulated ? node : topology.home(node).id);
     plan.node_capacity.push_back(topology.home(node).free_bytes);
+    plan.node_reserved.push_back(simulated ? 0 : reserved_bytes(plan, weight_line_count, node, topology));
   }
 
   // A simulated node shares the memory of the real one it stands on.
   const int real_nodes = std::min(static_cast<int>(topology.nodes().size()), nodes);
-  const auto on_real = [&](int real, auto bytes_of) {
-    int64_t bytes = 0;
-    for (int node = real; node < nodes; node += real_nodes) bytes += bytes_of(node);
-    return bytes;
-  };
   for (int real = 0; real < real_nodes; ++real) {
-    const int64_t needed = on_real(real, [&](int node) { return plan.node_total(node); });
+    int64_t needed = 0;
+    for (int node = real; node < nodes; node += real_nodes) needed += plan.node_total(node) - plan.node_reserved[node];
     const int64_t capacity = plan.node_capacity[real];
     if (needed <= capacity) continue;
     plan.shortages.push_back(format("node {} needs {} and has {} free: {} short", topology.home(real).id,
                                     format_bytes(needed), format_bytes(capacity), format_bytes(needed - capacity)));
   }
-  if (plan.total() > available.bytes) {
+  const int64_t all_reserved = std::accumulate(plan.node_reserved.begin(), plan.node_reserved.end(), int64_t{0});
+  if (const int64_t needed = plan.total() - all_reserved; needed > available.bytes) {
     plan.shortages.push_back(format("the plan needs {} and this process may take {}: {} short ({})",
-                                    format_bytes(plan.total()), format_bytes(available.bytes),
-                                    format_bytes(plan.total() - available.bytes), available.reason));
+                                    format_bytes(needed), format_bytes(available.bytes),
+                                    format_bytes(needed - available.bytes), available.reason));
   }
+  return plan;
+}
 
-  // The longest context: keys and values and the workspace grow with it, all else stays.
-  const auto context_fits = [&](int64_t pages) {
+// What a node has for slices when `others` bytes are taken: its part of the memory of the real node that it stands on.
+// Slices are whole units, so a node may get a little more than its share: `margin` in thousandths is left for that.
+std::vector<int64_t> room_for_slices(const MemoryPlan& plan, std::span<const int64_t> others, int real_nodes,
+                                     int margin) {
+  const int nodes = static_cast<int>(others.size());
+  std::vector<int64_t> room(others.size());
+  for (int node = 0; node < nodes; ++node) {
+    const int64_t neighbours =
+        numa::split(nodes, std::min(real_nodes, nodes), node % std::min(real_nodes, nodes)).count();
+    room[node] = (plan.node_capacity[node] / neighbours - others[node]) / 1000 * (1000 - margin);
+  }
+  return room;
+}
+
+// The longest context that fits as it is planned, or with slices that are dealt anew. KV cache and workspace grow with
+// it, all else stays. `proportional` is the plan with slices by workers, `sliced` its bytes of them on each node.
+int64_t largest_context(const model::ModelConfig& config, const model::Placement& placement, const PlanRequest& request,
+                        const MemoryPlan& proportional, std::span<const int64_t> sliced, int real_nodes) {
+  constexpr int kMargin = 8;  // more than plan_model begins with
+  const int nodes = placement.nodes();
+  real_nodes = std::min(real_nodes, nodes);
+  std::vector<int64_t> workers(nodes, 0);
+  for (const int node : request.worker_nodes) ++workers[node];
+  const int64_t all_sliced = std::accumulate(sliced.begin(), sliced.end(), int64_t{0});
+
+  const auto fits = [&](int64_t pages) {
     const int64_t all_pages = pages * request.sequences;
     if (all_pages > INT32_MAX) return false;
     model::StepLimits limits = request.limits;
     limits.context_tokens = all_pages * kernels::kLeafTokens;
-    const std::vector<int64_t> kv = model::KvCache::node_bytes(config, static_cast<int>(all_pages), nodes);
+    std::vector<int64_t> others = model::KvCache::node_bytes(config, static_cast<int>(all_pages), nodes);
     const std::vector<int64_t> work = model::Workspace::node_bytes(config, limits, placement, request.worker_nodes);
-    const auto needed = [&](int node) {
-      int64_t bytes = kv[node] + work[node];
-      for (const PlanLine& line : plan.lines)
-        if (line.purpose != "KV cache" && line.purpose != "workspace") bytes += line.node_bytes[node];
-      return bytes;
-    };
-    int64_t all = 0;
-    for (int real = 0; real < real_nodes; ++real) {
-      const int64_t bytes = on_real(real, needed);
-      if (bytes > plan.node_capacity[real]) return false;
-      all += bytes;
+    int64_t all = all_sliced;
+    for (int node = 0; node < nodes; ++node) {
+      others[node] += work[node] - proportional.node_reserved[node] - sliced[node];
+      for (const PlanLine& line : proportional.lines)
+        if (line.purpose != "KV cache" && line.purpose != "workspace") others[node] += line.node_bytes[node];
+      all += others[node];
     }
-    return all <= available.bytes;
+    if (all > proportional.available.bytes) return false;
+    bool as_planned = true;
+    for (int real = 0; real < real_nodes; ++real) {
+      int64_t needed = 0;
+      for (int node = real; node < nodes; node += real_nodes) needed += others[node] + sliced[node];
+      as_planned &= needed <= proportional.node_capacity[real];
+    }
+    if (as_planned || nodes == 1) return as_planned;
+    return !fill(all_sliced, workers, room_for_slices(proportional, others, real_nodes, kMargin)).empty();
   };
   int64_t fitting = 0;
   int64_t too_many = model::KvCache::pages_for(std::max<int64_t>(request.context_limit, 0)) + 1;
   while (too_many - fitting > 1) {
     const int64_t middle = fitting + (too_many - fitting) / 2;
-    (context_fits(middle) ? fitting : too_many) = middle;
+    (fits(middle) ? fitting : too_many) = middle;
   }
-  plan.largest_context = std::min(fitting * kernels::kLeafTokens, std::max<int64_t>(request.context_limit, 0));
-  return plan;
+  return std::min(fitting * kernels::kLeafTokens, std::max<int64_t>(request.context_limit, 0));
 }
+
+// Nodes for the experts of every layer.
+std::vector<std::vector<int>> whole_expert_nodes(const model::ModelConfig& config, const PlanRequest& request) {
+  std::vector<std::vector<int>> nodes;
+  for (int l = 0; l < config.layers; ++l) {
+    std::vector<double> usage;
+    if (l < static_cast<int>(request.expert_usage.size())) usage = request.expert_usage[l];
+    nodes.push_back(config.moe_layers[l] ? model::balance_experts(config.experts, request.nodes(), usage)
+                                         : std::vector<int>{});
+  }
+  return nodes;
+}
+
+}  // namespace
 
 Result<PlannedModel> plan_model(const model::ModelConfig& config, const PlanRequest& request,
                                 const numa::Topology& topology, const numa::MemoryLimit& available) {
   const int nodes = request.nodes();
+  const int real_nodes = static_cast<int>(topology.nodes().size());
   std::vector<int64_t> workers(nodes, 0);
   for (const int node : request.worker_nodes) ++workers[node];
   PlannedModel planned;
+  if (request.whole_experts) planned.placement.expert_nodes = whole_expert_nodes(config, request);
   const auto plan_with = [&](std::vector<int64_t> shares) -> Result<void> {
     planned.placement.node_shares = std::move(shares);
     TRY_ASSIGN(planned.model, model::create_model(config, planned.placement));
     planned.plan = plan_memory(*planned.model, planned.placement, request, topology, available);
     return {};
   };
-  if (request.whole_experts) {
-    for (int l = 0; l < config.layers; ++l) {
-      const bool known = l < static_cast<int>(request.expert_usage.size());
-      planned.placement.expert_nodes.push_back(
-          config.moe_layers[l]
-              ? model::balance_experts(config.experts, nodes, known ? request.expert_usage[l] : std::vector<double>{})
-              : std::vector<int>{});
-    }
-  }
   TRY(plan_with(workers));
+  const std::vector<int64_t> sliced = sliced_bytes(*planned.model, planned.placement);
+  const int64_t all_sliced = std::accumulate(sliced.begin(), sliced.end(), int64_t{0});
+  const int64_t context = largest_context(config, planned.placement, request, planned.plan, sliced, real_nodes);
 
-  // Slices are whole units, so a node may get a little more than its share: the next try leaves a larger margin.
-  const int real_nodes = static_cast<int>(topology.nodes().size());
-  for (int margin = 1; margin <= 8 && !planned.plan.fits() && nodes > 1; ++margin) {
-    const std::vector<int64_t> sliced = sliced_bytes(*planned.model, planned.placement);
-    std::vector<int64_t> room(nodes);
-    for (int node = 0; node < nodes; ++node) {
-      const int64_t neighbours = numa::split(nodes, std::min(real_nodes, nodes), node % real_nodes).count();
-      const int64_t capacity = planned.plan.node_capacity[node] / neighbours;
-      room[node] = (capacity - (planned.plan.node_total(node) - sliced[node])) * (1000 - 2 * margin) / 1000;
-    }
-    const int64_t all = std::accumulate(sliced.begin(), sliced.end(), int64_t{0});
-    std::vector<int64_t> parts = fill(all, workers, room);
+  std::vector<int64_t> others(nodes);
+  for (int node = 0; node < nodes; ++node) others[node] = planned.plan.node_total(node) - sliced[node];
+  for (int margin = 2; margin <= 16 && !planned.plan.fits() && nodes > 1; margin += 2) {
+    std::vector<int64_t> parts = fill(all_sliced, workers, room_for_slices(planned.plan, others, real_nodes, margin));
     if (parts.empty()) break;
     for (int64_t& part : parts) part = ceil_div(part, int64_t{1_MiB});  // shares, small enough to be multiplied
     TRY(plan_with(std::move(parts)));
@@ -199,78 +240,14 @@ Result<PlannedModel> plan_model(const model::ModelConfig& config, const PlanRequ
   if (!planned.plan.fits()) {
     TRY(plan_with(workers));
     if (request.whole_experts) {
-      PlanRequest sliced = request;
-      sliced.whole_experts = false;
-      TRY_ASSIGN(const PlannedModel other, plan_model(config, sliced, topology, available));
+      PlanRequest slices = request;
+      slices.whole_experts = false;
+      TRY_ASSIGN(const PlannedModel other, plan_model(config, slices, topology, available));
       if (other.plan.fits()) planned.plan.remedy = "--placement slice would fit";
     }
   }
+  planned.plan.largest_context = context;
   return planned;
-}
-
-std::string MemoryPlan::table() const {
-  const int nodes = static_cast<int>(node_capacity.size());
-  std::string text = format("{:<24}", "purpose");
-  for (int node = 0; node < nodes; ++node) text += format("{:>12}", format("node {}", node_ids[node]));
-  text += format("{:>12}\n", "all");
-  const auto row = [&](const std::string& name, auto bytes_of, int64_t all) {
-    text += format("{:<24}", name);
-    for (int node = 0; node < nodes; ++node) text += format("{:>12}", format_bytes(bytes_of(node)));
-    text += format("{:>12}\n", format_bytes(all));
-  };
-  for (const PlanLine& line : lines) row(line.purpose, [&](int node) { return line.node_bytes[node]; }, line.total());
-  row("total", [&](int node) { return node_total(node); }, total());
-  row("free", [&](int node) { return node_capacity[node]; }, available.bytes);
-  if (fits()) {
-    text += "it fits";
-  } else {
-    text += "it does not fit";
-    for (const std::string& shortage : shortages) text += ": " + shortage;
-  }
-  return text;
-}
-
-Json MemoryPlan::json() const {
-  Json json;
-  json.set("fits", fits());
-  json.set("total_bytes", total());
-  json.set("available_bytes", available.bytes);
-  json.set("available_reason", available.reason);
-  json.set("context_tokens", context_tokens);
-  json.set("kv_bytes_per_token", kv_bytes_per_token);
-  Json purposes{Json::Array{}};
-  for (const PlanLine& line : lines) {
-    Json bytes{Json::Array{}};
-    for (const int64_t node : line.node_bytes) bytes.push_back(node);
-    Json entry;
-    entry.set("purpose", line.purpose);
-    entry.set("bytes", line.total());
-    entry.set("node_bytes", std::move(bytes));
-    purposes.push_back(std::move(entry));
-  }
-  json.set("purposes", std::move(purposes));
-  Json ids{Json::Array{}};
-  for (const int id : node_ids) ids.push_back(id);
-  json.set("node_ids", std::move(ids));
-  Json capacity{Json::Array{}};
-  for (const int64_t bytes : node_capacity) capacity.push_back(bytes);
-  json.set("node_free_bytes", std::move(capacity));
-  Json sentences{Json::Array{}};
-  for (const std::string& shortage : shortages) sentences.push_back(shortage);
-  json.set("shortages", std::move(sentences));
-  return json;
-}
-
-std::string MemoryPlan::advice() const {
-  if (!remedy.empty()) return remedy;
-  return largest_context > 0 ? format("--ctx {} would fit", largest_context)
-                             : "no context fits: free memory, or use a machine with more of it";
-}
-
-Result<void> MemoryPlan::check(std::string_view other_advice) const {
-  if (fits()) return {};
-  return fail(ErrorCode::kDoesNotFit, format("not enough memory, nothing was loaded\n{}\n{}", table(),
-                                             other_advice.empty() ? advice() : std::string(other_advice)));
 }
 
 }  // namespace cpuinfer::load

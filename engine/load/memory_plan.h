@@ -36,12 +36,14 @@ struct PlanLine {
   int64_t total() const;
 };
 
-/// Pure data, made by plan_memory.
+/// Pure data, made by plan_model.
 struct MemoryPlan {
   std::vector<PlanLine> lines;
   std::vector<int> node_ids;           ///< how people know each node: the system's number, or of simulated ones a count
   std::vector<int64_t> node_capacity;  ///< free bytes of each node
-  numa::MemoryLimit available;         ///< for the process as a whole
+  std::vector<int64_t>
+      node_reserved;            ///< of its weights in reserved pages of 1 GiB, which are not part of what is free
+  numa::MemoryLimit available;  ///< for the process as a whole
   int64_t kv_bytes_per_token = 0;
   int64_t context_tokens = 0;          ///< that the KV cache holds, all sequences together
   int64_t largest_context = 0;         ///< the longest context that would fit, at most the request's limit; 0: none
@@ -63,10 +65,6 @@ struct MemoryPlan {
 /// Memory kept free for the tokenizer, thread stacks, page tables of huge mappings and the system.
 inline constexpr int64_t kReserveBytes = 256_MiB;
 
-/// Pure: asks the model for its list of weights and reads nothing. `placement` is what the model was made with.
-MemoryPlan plan_memory(model::Model& model, const model::Placement& placement, const PlanRequest& request,
-                       const numa::Topology& topology, const numa::MemoryLimit& available);
-
 /// A model without memory, and where it will go.
 struct PlannedModel {
   model::Placement placement;
@@ -76,7 +74,8 @@ struct PlannedModel {
 
 /// Chooses a placement and plans with it. What is sliced is dealt in proportion to the workers of the nodes, so that
 /// all are done at the same time; a node that has not the memory for its slices gets what fits, and the others the
-/// rest. Pure. Errors: of create_model; a plan that does not fit is none.
+/// rest. Asks the model for its list of weights and reads nothing. Pure. Errors: of create_model; a plan that does not
+/// fit is none.
 Result<PlannedModel> plan_model(const model::ModelConfig& config, const PlanRequest& request,
                                 const numa::Topology& topology, const numa::MemoryLimit& available);
 

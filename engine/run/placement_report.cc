@@ -93,7 +93,7 @@ Result<PlacementReport> measure_placement(const std::vector<PlacedMemory>& memor
   PlacementReport report;
   int64_t all_pages = 0;
   for (const PlacedMemory& piece : memory) all_pages += ceil_div(piece.bytes, kPageBytes);
-  int misplaced_node = -1;
+  std::vector<int64_t> misplaced(topology.nodes().size(), 0);
   for (const PlacedMemory& piece : memory) {
     if (piece.bytes == 0) continue;
     const int id = topology.home(piece.node).id;
@@ -108,12 +108,15 @@ Result<PlacementReport> measure_placement(const std::vector<PlacedMemory>& memor
     line->pages.local += count.local;
     line->pages.other += count.other;
     line->pages.untouched += count.untouched;
-    if (count.other > 0 && misplaced_node < 0) misplaced_node = piece.node % static_cast<int>(topology.nodes().size());
+    misplaced[static_cast<size_t>(piece.node) % misplaced.size()] += count.other;
   }
   report.workers = team.where();
   for (const numa::WorkerPlacement& worker : report.workers)
     report.worker_node_ids.push_back(topology.home(worker.node).id);
-  if (report.local_share() < kLeastLocalShare) report.cause = numa::misplacement_cause(topology, misplaced_node);
+  if (report.local_share() < kLeastLocalShare) {
+    const auto most = std::max_element(misplaced.begin(), misplaced.end());
+    report.cause = numa::misplacement_cause(topology, static_cast<int>(most - misplaced.begin()));
+  }
   return report;
 }
 

@@ -196,6 +196,16 @@ class FakeRoot {
 
 }  // namespace
 
+TEST_CASE("a machine too large to be described is refused at once") {
+  for (const char* text : {"numa:2 core:20000 pu:1", "numa:64 core:512 pu:2", "pack:99999999999 numa:2 core:8 pu:1"}) {
+    const auto topology = Topology::synthetic(text);
+    REQUIRE_FALSE(topology.has_value());
+    CHECK(topology.error().code == ErrorCode::kUsage);
+    CHECK(topology.error().message.find(" CPUs; it must be at most 16384") != std::string::npos);
+  }
+  CHECK(Topology::synthetic("numa:8(memory=64GB) core:128 pu:2").has_value());
+}
+
 TEST_CASE("distances as the firmware says, 10 and 20 where it says nothing") {
   const Topology told = made({.nodes = {node(0, cpus(0, 2), 1_GiB), node(2, cpus(2, 2), 1_GiB), node(5, {}, 1_GiB)},
                               .homeless = {},

@@ -223,8 +223,10 @@ TEST_CASE("score: how often experts were chosen, and whole experts balanced by i
   const Outcome nowhere = pipe_cpuinfer("text", {"score", "-m", model, "--write-expert-usage", "/nonexistent/usage"});
   CHECK(nowhere.exit_code != 0);
   CHECK(contains(nowhere.err, "/nonexistent"));
-  const Outcome dense = pipe_cpuinfer("[1, 2]", {"score", "-m", CPUINFER_SOURCE_DIR "/tests/data/goldens/dense_basic",
-                                                 "--ids", "-", "--write-expert-usage", usage});
+  const auto ids = scratch_directory() / "dense.json";
+  write_file(ids, "[1, 2]");
+  const Outcome dense = run_cpuinfer({"score", "-m", CPUINFER_SOURCE_DIR "/tests/data/goldens/dense_basic", "--ids",
+                                      ids.string(), "--write-expert-usage", usage});
   CHECK(dense.exit_code == 2);
   CHECK(contains(dense.err, "this model is dense, it has no experts"));
 }

@@ -193,6 +193,68 @@ TEST_CASE("a node with less memory gets smaller slices, as far as the rest has r
   CHECK(small.shortages[0].starts_with("node 0 needs "));
 }
 
+TEST_CASE("advice is true where slices are dealt anew, whatever context was asked for") {
+  auto config = config_of(kQwen3_30B);
+  config.max_positions = 262144;
+  const auto machine = numa::Topology::synthetic("numa:2 core:8 pu:1");
+  REQUIRE(machine);
+  const auto plan_on = [&](int64_t context, std::vector<int64_t> node_bytes) {
+    auto planned = plan_model(config,
+                              {.limits = {.rows = 512, .context_tokens = context},
+                               .kv_pages = model::KvCache::pages_for(context),
+                               .context_limit = config.max_positions,
+                               .worker_nodes = workers_of(*machine, 2)},
+                              machine->with_memory(node_bytes), {4096_GiB, "a test"});
+    REQUIRE(planned);
+    return std::move(planned->plan);
+  };
+  for (const int64_t large : {44, 64}) {
+    CAPTURE(large);
+    const std::vector<int64_t> sizes = {20_GiB, large * 1_GiB};
+    const int64_t context = plan_on(4096, sizes).largest_context;
+    CHECK(plan_on(262144, sizes).largest_context == context);
+    CHECK(context > 4096);
+    CHECK(plan_on(context, sizes).fits());
+    // Not the longest to the byte, but near it.
+    if (context < config.max_positions) CHECK_FALSE(plan_on(context + context / 4, sizes).fits());
+  }
+  CHECK(plan_on(262144, {20_GiB, 44_GiB}).check().error().message.ends_with(" would fit"));
+}
+
+TEST_CASE("weights in reserved pages of 1 GiB need no free memory") {
+  const auto config = config_of(kQwen3_30B);
+  const auto plan_with = [&](int64_t giant_pages) {
+    numa::SystemNodes system;
+    for (int id = 0; id < 2; ++id)
+      system.nodes.push_back({.id = id,
+                              .cpus = {{2 * id, 2 * id}, {2 * id + 1, 2 * id + 1}},
+                              .memory_bytes = 64_GiB,
+                              .free_bytes = 8_GiB,
+                              .reserved = {.total_1g = 40, .free_1g = giant_pages}});
+    const auto topology = numa::Topology::from(system);
+    REQUIRE(topology);
+    auto planned = plan_model(config,
+                              {.limits = {.rows = 512, .context_tokens = 4096},
+                               .kv_pages = 16,
+                               .context_limit = 40960,
+                               .worker_nodes = {0, 0, 1, 1}},
+                              *topology, {16_GiB, "a test"});
+    REQUIRE(planned);
+    return std::move(planned->plan);
+  };
+  const MemoryPlan enough = plan_with(30);
+  CHECK(enough.fits());
+  CHECK(enough.node_reserved[0] > 28_GiB);
+  CHECK(enough.table().find("in reserved 1 GiB pages") != std::string::npos);
+  CHECK(enough.json().find("node_reserved_bytes")->as_array()[1].as_int() == enough.node_reserved[1]);
+  CHECK(enough.largest_context == 40960);
+
+  const MemoryPlan few = plan_with(20);
+  CHECK_FALSE(few.fits());
+  CHECK(few.node_reserved[0] == 0);
+  CHECK(few.table().find("reserved") == std::string::npos);
+}
+
 TEST_CASE("nodes with more workers get larger slices") {
   const auto config = config_of(kQwen3_30B);
   const auto topology = numa::Topology::synthetic("numa:2(memory=512GB) core:4 pu:1");

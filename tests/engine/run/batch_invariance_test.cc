@@ -120,6 +120,34 @@ TEST_CASE("numerics amx: a request alone and among others") {
   check_profile("amx", kernels::Profile::kAmx, kGemms);
 }
 
+TEST_CASE("on any nodes and with any placement: a request alone and among others") {
+  // Heads on one node each, heads on several nodes, and numbers that do not divide.
+  for (const int kv_heads : {2, 4}) {
+    EngineOptions options;
+    options.synthetic = small_model(2048, 2, kv_heads);
+    options.context_tokens = kContext;
+    options.sequences = 32;
+    options.kv_tokens = 32 * 512 + kContext;
+    options.chunk_tokens = kContext;
+    options.threads = 1;
+    const std::vector<float> expected = watched_logits(*loaded_engine(options), 1, 0);
+    for (const int nodes : {2, 3, 4, 8}) {
+      for (const bool whole : {false, true}) {
+        CAPTURE(kv_heads);
+        CAPTURE(nodes);
+        CAPTURE(whole);
+        options.machine.simulated_nodes = nodes;
+        options.threads = nodes + 2;
+        options.whole_experts = whole;
+        const auto engine = loaded_engine(options);
+        check_same_bits(expected, watched_logits(*engine, 1, 0));
+        check_same_bits(expected, watched_logits(*engine, 7, 3));
+        if (nodes == 3) check_same_bits(expected, watched_logits(*engine, 32, 20));
+      }
+    }
+  }
+}
+
 TEST_CASE("sequences of a step equal those of append") {
   const auto engine = engine_for("auto", "auto", 2);
   std::vector<float> expected;

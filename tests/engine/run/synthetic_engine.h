@@ -12,14 +12,15 @@
 
 namespace cpuinfer::run {
 
-/// One layer of a mixture of experts with one narrow kv head, so that long contexts are cheap: 128 bytes per token.
-inline SyntheticModel small_model(int64_t positions, int layers = 1) {
+/// One layer of a mixture of experts with one narrow kv head (or 2, or 4), so that long contexts are cheap: 128 bytes
+/// per token and head.
+inline SyntheticModel small_model(int64_t positions, int layers = 1, int kv_heads = 1) {
   const std::string text = format(
       R"({{"architectures":["Qwen3MoeForCausalLM"],"hidden_size":64,"num_hidden_layers":{},"num_attention_heads":4,
-      "num_key_value_heads":1,"head_dim":32,"vocab_size":199,"intermediate_size":96,"num_experts":16,
+      "num_key_value_heads":{},"head_dim":32,"vocab_size":199,"intermediate_size":96,"num_experts":16,
       "num_experts_per_tok":3,"moe_intermediate_size":32,"norm_topk_prob":true,"rms_norm_eps":1e-6,
       "tie_word_embeddings":false,"max_position_embeddings":{},"rope_theta":10000.0}})",
-      layers, positions);
+      layers, kv_heads, positions);
   auto json = parse_json(text, "config");
   REQUIRE(json);
   return {"small", *json, 1};
