@@ -1,6 +1,7 @@
 // The promise, across batches: what a request gets does not depend on the other requests of its steps, not by a bit.
 #include <array>
 #include <cstring>
+#include <iterator>
 #include <string_view>
 
 #include "engine/load/synthetic.h"
@@ -122,6 +123,7 @@ TEST_CASE("numerics amx: a request alone and among others") {
 
 TEST_CASE("on any nodes and with any placement: a request alone and among others") {
   // Heads on one node each, heads on several nodes, and numbers that do not divide.
+  if (std::size(kSimulatedNodes) == 1) MESSAGE("SKIPPED under a sanitizer: all nodes but 3, and 32 requests there");
   for (const int kv_heads : {2, 4}) {
     EngineOptions options;
     options.synthetic = small_model(2048, 2, kv_heads);
@@ -131,7 +133,7 @@ TEST_CASE("on any nodes and with any placement: a request alone and among others
     options.chunk_tokens = kContext;
     options.threads = 1;
     const std::vector<float> expected = watched_logits(*loaded_engine(options), 1, 0);
-    for (const int nodes : {2, 3, 4, 8}) {
+    for (const int nodes : kSimulatedNodes) {
       for (const bool whole : {false, true}) {
         CAPTURE(kv_heads);
         CAPTURE(nodes);
@@ -142,7 +144,7 @@ TEST_CASE("on any nodes and with any placement: a request alone and among others
         const auto engine = loaded_engine(options);
         check_same_bits(expected, watched_logits(*engine, 1, 0));
         check_same_bits(expected, watched_logits(*engine, 7, 3));
-        if (nodes == 3) check_same_bits(expected, watched_logits(*engine, 32, 20));
+        if (nodes == 3 && std::size(kSimulatedNodes) > 1) check_same_bits(expected, watched_logits(*engine, 32, 20));
       }
     }
   }

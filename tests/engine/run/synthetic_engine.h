@@ -12,6 +12,14 @@
 
 namespace cpuinfer::run {
 
+/// Simulated nodes to compare: as many as heads, fewer, more, and numbers that do not divide. Sanitizers make engines
+/// with more threads than CPUs too slow for all of them.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr int kSimulatedNodes[] = {3};
+#else
+inline constexpr int kSimulatedNodes[] = {2, 3, 4, 6, 8};
+#endif
+
 /// One layer of a mixture of experts with one narrow kv head (or 2, or 4), so that long contexts are cheap: 128 bytes
 /// per token and head.
 inline SyntheticModel small_model(int64_t positions, int layers = 1, int kv_heads = 1) {
