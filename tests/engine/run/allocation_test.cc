@@ -61,10 +61,14 @@ void* allocate(std::size_t bytes, std::size_t alignment) {
 }
 }  // namespace
 
-// The other forms of new and delete call these.
+// The other forms of new and delete call these, but for the sanitizers' own form without exceptions (std::stable_sort).
 void* operator new(std::size_t bytes) { return allocate(bytes, 0); }
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
   return allocate(bytes, static_cast<std::size_t>(alignment));
+}
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+  note(allocations);
+  return std::malloc(bytes == 0 ? 1 : bytes);
 }
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
@@ -141,7 +145,11 @@ using namespace cpuinfer::run;
 
 namespace {
 
+#if CPUINFER_COUNTS_NEW_ONLY
+constexpr int64_t kDepth = 16 * 1024 - 50;  // sanitizers are slow
+#else
 constexpr int64_t kDepth = 256 * 1024 + 200;  // a page ends 56 tokens later
+#endif
 constexpr int kWarmUp = 10;
 constexpr int kSteps = 100;
 
