@@ -71,7 +71,8 @@ Result<void> bind_to_node(void* data, int64_t bytes, int node, const Topology& t
                              : "give the container CAP_SYS_NICE or allow mbind in its seccomp profile"));
 }
 
-/// Maps `bytes` zeros in reserved pages of 1 GiB (`bytes` is a multiple) of node `id`. nullptr if there are not enough.
+/// Maps `bytes` zeros in reserved pages of 1 GiB (`bytes` is a multiple) of node `id`. nullptr and
+/// errno if there are not enough.
 /// All pages are taken at once: a page that turns out to be missing at the first write would kill the process.
 void* map_giant(int64_t bytes, int id, bool bound) {
   constexpr int kOneGiB = 30 << MAP_HUGE_SHIFT;  // MAP_HUGE_1GB of <linux/mman.h>
@@ -82,11 +83,19 @@ void* map_giant(int64_t bytes, int id, bool bound) {
   if (data == MAP_FAILED) return nullptr;
   // Strict here: the kernel then says that the node has too few instead of taking a neighbour's.
   if ((!bound || set_policy(data, bytes, MPOL_BIND, id)) && madvise(data, length, kPopulateWrite) == 0) return data;
+  const int error = errno;
   munmap(data, length);
+  errno = error;
   return nullptr;
 }
 
 }  // namespace
+
+int64_t giant_pages_for(int64_t bytes, int node, const Topology& topology) {
+  if (bytes < kGiantPage || !topology.pins_threads()) return 0;
+  const int64_t pages = ceil_div(bytes, kGiantPage);
+  return pages <= topology.home(node).reserved.free_1g ? pages : 0;
+}
 
 Result<NodeBuffer> NodeBuffer::allocate(int64_t bytes, int node, const Topology& topology, Pages pages) {
   ENSURE(node >= 0, "nodes are counted from 0");
@@ -105,18 +114,20 @@ Result<NodeBuffer> NodeBuffer::allocate(int64_t bytes, int node, const Topology&
   // Beyond any address space; also keeps the rounding below from overflowing.
   if (bytes > (int64_t{1} << 56)) return does_not_fit();
 
-  if (pages == Pages::kLargest && bytes >= kGiantPage && topology.pins_threads()) {
-    const Node& home = topology.home(node);
-    const int64_t giant = ceil_div(bytes, kGiantPage);
-    void* const taken =
-        giant <= home.reserved.free_1g ? map_giant(giant * kGiantPage, home.id, topology.binds_memory()) : nullptr;
-    if (taken != nullptr) {
-      log_debug("node {}: {} in {} reserved pages of 1 GiB", home.id, format_bytes(bytes), giant);
-      buffer.data_ = static_cast<std::byte*>(taken);
-      buffer.size_ = bytes;
-      buffer.mapped_ = giant * kGiantPage;
-      return buffer;
-    }
+  if (const int64_t giant = pages == Pages::kLargest ? giant_pages_for(bytes, node, topology) : 0; giant > 0) {
+    const int id = topology.home(node).id;
+    void* const taken = map_giant(giant * kGiantPage, id, topology.binds_memory());
+    // Not from free memory instead: the plan has left these bytes out of what must be free.
+    if (taken == nullptr)
+      return fail(ErrorCode::kDoesNotFit,
+                  format("{} of the reserved pages of 1 GiB of node {} were free and cannot be taken now ({}); end the "
+                         "program that took them and start again, or give the reserved pages back to the system",
+                         giant, id, std::strerror(errno)));
+    log_debug("node {}: {} in {} reserved pages of 1 GiB", id, format_bytes(bytes), giant);
+    buffer.data_ = static_cast<std::byte*>(taken);
+    buffer.size_ = bytes;
+    buffer.mapped_ = giant * kGiantPage;
+    return buffer;
   }
 
   const int64_t length = mapped_bytes(bytes);

@@ -18,6 +18,11 @@ enum class Pages {
   kLargest,  ///< for weights: pages of 1 GiB if the node has enough reserved ones free, else as kHuge
 };
 
+/// How many reserved pages of 1 GiB `bytes` bytes of Pages::kLargest take on a node (an index); 0: they take none,
+/// because the node has too few that were free when the topology was read, the buffer is smaller, or nothing is bound
+/// to nodes. What takes them takes no free memory. Pure.
+int64_t giant_pages_for(int64_t bytes, int node, const Topology& topology);
+
 /// Part of a buffer and the node that its pages are asked for on.
 struct NodeSlice {
   const std::byte* data = nullptr;
@@ -42,8 +47,9 @@ class NodeBuffer {
   NodeBuffer() = default;
 
   /// `bytes` zeros on node `node` (an index, see Topology::home). Zero bytes give an empty buffer.
-  /// Errors: kUsage (negative), kDoesNotFit (the system has no such memory; the message has the numbers), kRuntime (the
-  /// system refuses to bind memory to the node; never with Topology::unpinned()).
+  /// Errors: kUsage (negative), kDoesNotFit (the system has no such memory, or no longer the reserved pages that
+  /// giant_pages_for() counts on; the message has the numbers), kRuntime (the system refuses to bind memory to the
+  /// node; never with Topology::unpinned()).
   static Result<NodeBuffer> allocate(int64_t bytes, int node, const Topology& topology, Pages pages = Pages::kHuge);
 
   /// `bytes` zeros in one piece that lies on nodes 0 .. nodes-1 in slices of about equal size, whole pages each: for

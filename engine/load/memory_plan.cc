@@ -5,6 +5,7 @@
 #include <span>
 
 #include "base/format.h"
+#include "numa/memory.h"
 
 namespace cpuinfer::load {
 namespace {
@@ -87,14 +88,14 @@ int PlanRequest::nodes() const { return 1 + *std::max_element(worker_nodes.begin
 
 namespace {
 
-// Bytes of weights on a node that lie in reserved pages of 1 GiB, which are not free memory: all, or none if there are
-// not enough (numa::Pages::kLargest). The buffer has some bytes more than the plan, for alignment.
+// Bytes of weights on a node that lie in reserved pages of 1 GiB, which are not free memory: all or none. Their buffer
+// has some bytes more than the plan, for alignment.
 int64_t reserved_bytes(const MemoryPlan& plan, size_t weight_lines, int node, const numa::Topology& topology) {
   constexpr int64_t kAlignmentBytes = 16_MiB;
   int64_t weights = 0;
   for (size_t i = 0; i < weight_lines; ++i) weights += plan.lines[i].node_bytes[node];
-  const int64_t pages = ceil_div(weights + kAlignmentBytes, 1_GiB);
-  return weights > 1_GiB && pages <= topology.home(node).reserved.free_1g ? weights : 0;
+  if (numa::giant_pages_for(weights, node, topology) == 0) return 0;
+  return numa::giant_pages_for(weights + kAlignmentBytes, node, topology) > 0 ? weights : 0;
 }
 
 MemoryPlan plan_memory(model::Model& model, const model::Placement& placement, const PlanRequest& request,

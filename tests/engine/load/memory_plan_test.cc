@@ -1,14 +1,19 @@
 #include "engine/load/memory_plan.h"
 
 #include <doctest/doctest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 
+#include "base/format.h"
 #include "base/json.h"
 
 using namespace cpuinfer;
 using namespace cpuinfer::load;
+namespace fs = std::filesystem;
 
 namespace {
 
@@ -222,37 +227,50 @@ TEST_CASE("advice is true where slices are dealt anew, whatever context was aske
 }
 
 TEST_CASE("weights in reserved pages of 1 GiB need no free memory") {
+  // This machine's CPUs on a node with 8 GiB free and some reserved pages.
+  const fs::path root = fs::temp_directory_path() / format("cpuinfer_memory_plan_test_{}", getpid());
+  const auto write = [&](const fs::path& path, std::string_view text) {
+    fs::create_directories((root / path).parent_path());
+    std::ofstream(root / path) << text << '\n';
+  };
   const auto config = config_of(kQwen3_30B);
-  const auto plan_with = [&](int64_t giant_pages) {
-    numa::SystemNodes system;
-    for (int id = 0; id < 2; ++id)
-      system.nodes.push_back({.id = id,
-                              .cpus = {{2 * id, 2 * id}, {2 * id + 1, 2 * id + 1}},
-                              .memory_bytes = 64_GiB,
-                              .free_bytes = 8_GiB,
-                              .reserved = {.total_1g = 40, .free_1g = giant_pages}});
-    const auto topology = numa::Topology::from(system);
+  const auto plan_with = [&](int giant_pages, bool pin) {
+    fs::remove_all(root);
+    const fs::path node = "sys/devices/system/node/node0";
+    write("sys/devices/system/cpu/online", "0-63");
+    write("sys/devices/system/node/online", "0-1");
+    write(node / "cpulist", "0-63");
+    write(node / "meminfo", "Node 0 MemTotal: 134217728 kB\nNode 0 MemFree: 8388608 kB");
+    write(node / "hugepages/hugepages-1048576kB/nr_hugepages", "100");
+    write(node / "hugepages/hugepages-1048576kB/free_hugepages", format("{}", giant_pages));
+    write("sys/devices/system/node/node1/meminfo", "Node 1 MemTotal: 8388608 kB");
+    write("proc/self/status", "Mems_allowed_list:\t0-1");
+    const auto topology = numa::Topology::detect(root);
     REQUIRE(topology);
+    REQUIRE(topology->nodes()[0].free_bytes == 8_GiB);
     auto planned = plan_model(config,
                               {.limits = {.rows = 512, .context_tokens = 4096},
                                .kv_pages = 16,
                                .context_limit = 40960,
-                               .worker_nodes = {0, 0, 1, 1}},
-                              *topology, {16_GiB, "a test"});
+                               .worker_nodes = {0, 0}},
+                              pin ? *topology : topology->unpinned(), {8_GiB, "a test"});
     REQUIRE(planned);
     return std::move(planned->plan);
   };
-  const MemoryPlan enough = plan_with(30);
+  const MemoryPlan enough = plan_with(60, true);
   CHECK(enough.fits());
-  CHECK(enough.node_reserved[0] > 28_GiB);
+  CHECK(enough.node_reserved[0] > 56_GiB);
   CHECK(enough.table().find("in reserved 1 GiB pages") != std::string::npos);
-  CHECK(enough.json().find("node_reserved_bytes")->as_array()[1].as_int() == enough.node_reserved[1]);
+  CHECK(enough.json().find("node_reserved_bytes")->as_array()[0].as_int() == enough.node_reserved[0]);
   CHECK(enough.largest_context == 40960);
 
-  const MemoryPlan few = plan_with(20);
-  CHECK_FALSE(few.fits());
-  CHECK(few.node_reserved[0] == 0);
-  CHECK(few.table().find("reserved") == std::string::npos);
+  // Too few, or --no-pin, with which they are not taken: the weights must be free memory.
+  for (const MemoryPlan& without : {plan_with(50, true), plan_with(60, false)}) {
+    CHECK_FALSE(without.fits());
+    CHECK(without.node_reserved[0] == 0);
+    CHECK(without.table().find("reserved") == std::string::npos);
+  }
+  fs::remove_all(root);
 }
 
 TEST_CASE("nodes with more workers get larger slices") {
