@@ -10,10 +10,11 @@ else.
 """
 import json
 import pathlib
-import re
 import shlex
 import subprocess
 import sys
+
+from doc_tables import filled, markdown, number, stale
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/placement.md"
@@ -44,15 +45,6 @@ def plan(program, model, experts, options):
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode != 0: sys.exit(f"{shlex.join(command)}: exit {run.returncode}\n{run.stdout}{run.stderr}")
     return json.loads(run.stdout)
-
-
-def markdown(header, rows):
-    return "\n".join(["| " + " | ".join(header) + " |", "|" + "---|" * len(header)] +
-                     ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def number(value):
-    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}"
 
 
 def tables(program):
@@ -95,15 +87,6 @@ def figure(program):
     return run.stderr
 
 
-def filled(page, made):
-    """The page with every table below its mark replaced."""
-    for name, table in made.items():
-        mark = re.compile(rf"(<!-- table: {re.escape(name)} -->\n)(?:\|.*\n)*")
-        page, count = mark.subn(lambda found: found[1] + table + "\n", page)
-        if count != 1: sys.exit(f"{PAGE}: expected one place for the table '{name}', found {count}")
-    return page
-
-
 def main(arguments):
     action = arguments.pop(0) if arguments and arguments[0] in ("--update", "--check") else ""
     if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
@@ -113,14 +96,13 @@ def main(arguments):
     if not action:
         print("\n\n".join(f"{name}\n\n{table}" for name, table in made.items()))
         return 0
-    wanted = ((PAGE, filled(PAGE.read_text(), made)), (FIGURE, figure(program)))
+    wanted = ((PAGE, filled(PAGE, made)), (FIGURE, figure(program)))
     if action == "--update":
         for path, text in wanted: path.write_text(text)
         return 0
-    stale = [f"{path.relative_to(ROOT)}: is not what this program writes; run it with --update"
-             for path, text in wanted if not path.exists() or path.read_text() != text]
-    print("\n".join(stale) or "page and figure agree")
-    return 1 if stale else 0
+    old = stale(wanted, ROOT)
+    print("\n".join(old) or "page and figure agree")
+    return 1 if old else 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import re
 import sys
 from dataclasses import dataclass
 
+from doc_tables import filled, markdown, number, stale
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/scaling.md"
 FIGURE = ROOT / "docs/figures/decode-by-context.svg"
@@ -172,15 +174,6 @@ COUNTERS = [
 ]
 
 
-def markdown(header, rows):
-    return "\n".join(["| " + " | ".join(header) + " |", "|" + "---|" * len(header)] +
-                     ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def number(value):
-    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}"
-
-
 def duration(seconds):
     if seconds < 119.5: return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 9.95 * 60 else f"{seconds / 60:.0f} min"
@@ -298,15 +291,6 @@ def figure(models):
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
-def filled(page, made):
-    """The page with every table below its mark replaced."""
-    for name, table in made.items():
-        mark = re.compile(rf"(<!-- table: {re.escape(name)} -->\n)(?:\|.*\n)*")
-        page, count = mark.subn(lambda found: found[1] + table + "\n", page)
-        if count != 1: sys.exit(f"{PAGE}: expected one place for the table '{name}', found {count}")
-    return page
-
-
 def main(arguments):
     if len(arguments) > 1 or arguments not in ([], ["--update"], ["--check"]):
         sys.exit("usage: tools/plot_scaling.py [--update | --check]")
@@ -316,17 +300,15 @@ def main(arguments):
     if not arguments:
         print("\n\n".join(f"{name}\n\n{table}" for name, table in made.items()))
     elif arguments == ["--update"]:
-        PAGE.write_text(filled(PAGE.read_text(), made))
+        PAGE.write_text(filled(PAGE, made))
         FIGURE.write_text(figure(models))
     else:
         bad = [f"{what}, K = {k}, depth {depth}, {n}: formula {computed:.4g}, counted {measured:.4g}"
                for what, k, depth, n, measured, computed in counter_rows(models["qwen3-30b-a3b"])
                if abs(computed / measured - 1) > 0.005]
-        stale = [str(path.relative_to(ROOT)) + ": is not what this program writes; run it with --update"
-                 for path, text in ((PAGE, filled(PAGE.read_text(), made)), (FIGURE, figure(models)))
-                 if not path.exists() or path.read_text() != text]
-        print("\n".join(bad + stale) or "formulas, page and figure agree")
-        return 1 if bad or stale else 0
+        old = stale(((PAGE, filled(PAGE, made)), (FIGURE, figure(models))), ROOT)
+        print("\n".join(bad + old) or "formulas, page and figure agree")
+        return 1 if bad or old else 0
     return 0
 
 
