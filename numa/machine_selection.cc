@@ -24,7 +24,7 @@ Result<Selection> select(const Topology& whole, const MachineOptions& options, i
     node_ids.assign(there.begin(), there.begin() + options.nodes);
   }
   TRY_ASSIGN(Topology part, whole.restricted(node_ids, options.cpu_ids));
-  TeamOptions team{.threads = threads, .nodes = 0, .smt = options.smt, .pin = options.pin};
+  TeamOptions team{.threads = threads, .nodes = 0, .smt = options.smt};
   // Nodes that were asked for are to be used: fewer threads than that is an error.
   if (options.simulated_nodes > 0)
     team.nodes = options.simulated_nodes;

@@ -48,8 +48,8 @@ void read_meminfo(const fs::path& path, NodeFiles& node) {
 
 }  // namespace
 
-ReservedPages read_reserved_pages(const fs::path& root, int id) {
-  const fs::path huge = node_directory(root, id) / "hugepages";
+ReservedPages read_reserved_pages(const fs::path& directory) {
+  const fs::path huge = directory / "hugepages";
   return {.total_2m = number_in(huge / "hugepages-2048kB/nr_hugepages"),
           .free_2m = number_in(huge / "hugepages-2048kB/free_hugepages"),
           .total_1g = number_in(huge / "hugepages-1048576kB/nr_hugepages"),
@@ -66,7 +66,7 @@ std::vector<NodeFiles> read_node_files(const fs::path& root) {
     node.id = id;
     node.cpus = parse_list(first_line(directory / "cpulist")).value_or(std::vector<int>{});
     read_meminfo(directory / "meminfo", node);
-    node.reserved = read_reserved_pages(root, id);
+    node.reserved = read_reserved_pages(directory);
     std::ifstream distances(directory / "distance");
     for (int distance = 0; distances >> distance;) node.distances.push_back(distance);
     nodes.push_back(std::move(node));

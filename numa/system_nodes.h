@@ -50,8 +50,8 @@ struct NodeFiles {
 /// The nodes in /sys/devices/system/node/online, ascending. Empty if the system does not say.
 std::vector<NodeFiles> read_node_files(const std::filesystem::path& root);
 
-/// Reserved huge pages of node `id` now.
-ReservedPages read_reserved_pages(const std::filesystem::path& root, int id);
+/// Reserved huge pages now, of the pools in `directory`/hugepages: a node's directory, or sys/kernel/mm for all nodes.
+ReservedPages read_reserved_pages(const std::filesystem::path& directory);
 
 /// The nodes whose memory the cpuset of this process allows (Mems_allowed_list of /proc/self/status); nothing if the
 /// system does not say.

@@ -90,7 +90,7 @@ bool get_affinity(Mask& mask) {
 Result<std::unique_ptr<Team>> Team::create(const Topology& topology, const TeamOptions& options) {
   TRY_ASSIGN(TeamLayout layout, plan_team(topology, options));
   const int threads = static_cast<int>(layout.workers.size());
-  const bool pin = options.pin && topology.pins_threads();
+  const bool pin = topology.pins_threads();
   std::vector<Place> places;
   for (const WorkerPlace& planned : layout.workers) {
     Place place;
@@ -165,12 +165,6 @@ Team::Team(std::vector<Place> places, int nodes, bool oversubscribed)
     place.worker.node_barrier = node_barriers_.back().get();
     place.worker.ranges = ranges_.get();
   }
-}
-
-std::vector<int> Team::worker_nodes() const {
-  std::vector<int> nodes;
-  for (const Place& place : places_) nodes.push_back(place.worker.node);
-  return nodes;
 }
 
 void Team::run_erased(Work work, const void* callable) {

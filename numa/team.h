@@ -49,7 +49,7 @@ struct Worker {
 /// Where a worker was to run, and where it did.
 struct WorkerPlacement {
   int node = 0;           ///< index of its node
-  std::vector<int> cpus;  ///< where it was to run, also if it is not pinned
+  std::vector<int> cpus;  ///< where it was to run; empty: it is not pinned
   int last_cpu = -1;      ///< where it was at the end of the last run(); -1: before the first
 };
 
@@ -57,7 +57,7 @@ struct WorkerPlacement {
 /// called by one thread at a time and not from inside run(); the calling thread is worker 0.
 class Team {
  public:
-  /// The workers of plan_team(), pinned if the options and the topology say so.
+  /// The workers of plan_team(), pinned if the topology says so (Topology::pins_threads).
   /// Errors: kUsage (of plan_team), kRuntime (OpenMP gives fewer threads, the system refuses or ignores the pinning).
   static Result<std::unique_ptr<Team>> create(const Topology& topology, const TeamOptions& options = {});
 
@@ -68,7 +68,7 @@ class Team {
   int workers() const { return static_cast<int>(places_.size()); }
   int nodes() const { return nodes_; }
   /// [workers] the node of each.
-  std::vector<int> worker_nodes() const;
+  std::vector<int> worker_nodes() const { return layout_.worker_nodes(); }
   /// Workers that are pinned: all, or 0 on a synthetic topology and if nothing was to be pinned.
   int pinned() const { return pinned_; }
   /// By rank. Not to be called during run().

@@ -13,7 +13,6 @@ struct TeamOptions {
   int nodes = 0;    ///< 0: all, as far as there are threads; a machine's first `nodes` if it has more; if it has fewer,
                     ///< threads are dealt to that many simulated nodes, for tests
   bool smt = false;  ///< threads = 0 means one per CPU, SMT siblings included
-  bool pin = true;   ///< keep workers on their CPUs
 };
 
 /// One worker of a team.

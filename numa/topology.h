@@ -35,9 +35,8 @@ struct MemorylessNode {
 
 /// Huge pages of the whole machine.
 struct HugePages {
-  int64_t total_2m = 0, free_2m = 0;  ///< reserved pages of 2 MiB
-  int64_t total_1g = 0, free_1g = 0;  ///< reserved pages of 1 GiB
-  std::string transparent;            ///< "always", "madvise", "never", or "" if the kernel has none
+  ReservedPages reserved = {};
+  std::string transparent = {};  ///< "always", "madvise", "never", or "" if the kernel has none
 };
 
 /// An immutable description of the machine: nodes in ascending id, at least one, each with memory and at least one CPU.

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <memory>
 #include <optional>
+#include <sstream>
 
 #include "base/format.h"
 #include "numa/topology.h"
@@ -29,12 +30,6 @@ struct FreeBitmap {
 };
 using Bitmap = std::unique_ptr<hwloc_bitmap_s, FreeBitmap>;
 
-int64_t number_in(const fs::path& path) {
-  std::ifstream file(path);
-  int64_t value = 0;
-  return file >> value ? value : 0;
-}
-
 /// "MemAvailable" and the like of /proc/meminfo in bytes; -1 if it is not there.
 int64_t system_memory_bytes(const fs::path& root, std::string_view wanted) {
   std::ifstream file(root / "proc/meminfo");
@@ -46,11 +41,7 @@ int64_t system_memory_bytes(const fs::path& root, std::string_view wanted) {
 
 HugePages read_huge_pages(const fs::path& root) {
   const fs::path directory = root / "sys/kernel/mm";
-  HugePages pages;
-  pages.total_2m = number_in(directory / "hugepages/hugepages-2048kB/nr_hugepages");
-  pages.free_2m = number_in(directory / "hugepages/hugepages-2048kB/free_hugepages");
-  pages.total_1g = number_in(directory / "hugepages/hugepages-1048576kB/nr_hugepages");
-  pages.free_1g = number_in(directory / "hugepages/hugepages-1048576kB/free_hugepages");
+  HugePages pages = {.reserved = read_reserved_pages(directory)};
   // "always [madvise] never": the chosen word is in brackets.
   std::ifstream file(directory / "transparent_hugepage/enabled");
   std::string modes;
@@ -233,11 +224,12 @@ Result<Topology> Topology::detect(const fs::path& root) {
 }
 
 Result<Topology> Topology::synthetic(std::string_view description) {
-  // hwloc takes minutes and more for machines that nobody has.
+  // hwloc takes minutes and more for machines that nobody has. Its notation is a number for each level, "pu:2" or "2".
   constexpr double kMostCpus = 16384;
   double cpus = 1;
-  for (size_t colon = description.find(':'); colon != description.npos; colon = description.find(':', colon + 1))
-    cpus *= std::max(std::strtod(std::string(description.substr(colon + 1, 20)).c_str(), nullptr), 1.0);
+  std::istringstream levels{std::string(description)};
+  for (std::string level; levels >> level;)
+    cpus *= std::max(std::strtod(level.c_str() + level.find(':') + 1, nullptr), 1.0);
   if (cpus > kMostCpus)
     return fail(ErrorCode::kUsage,
                 format("\"{}\" describes {:.0f} CPUs; it must be at most {:.0f}", description, cpus, kMostCpus));

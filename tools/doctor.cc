@@ -15,6 +15,7 @@
 #include "kernels/registry.h"
 #include "numa/cpu_list.h"
 #include "numa/team.h"
+#include "tools/doctor_checks.h"
 #include "tools/doctor_nodes.h"
 
 namespace cpuinfer::tools {
@@ -23,24 +24,8 @@ namespace {
 namespace fs = std::filesystem;
 using kernels::Isa;
 
-Check ok(std::string name, std::string detail) { return {std::move(name), Health::kOk, std::move(detail), ""}; }
-Check warn(std::string name, std::string detail, std::string fix) {
-  return {std::move(name), Health::kWarn, std::move(detail), std::move(fix)};
-}
-Check broken(std::string name, std::string detail, std::string fix) {
-  return {std::move(name), Health::kFail, std::move(detail), std::move(fix)};
-}
-
 const char* health_name(Health health) {
   return health == Health::kOk ? "ok" : health == Health::kWarn ? "warn" : "fail";
-}
-
-/// The first line of a file, "" if it is not there.
-std::string first_line(const fs::path& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
 }
 
 /// "MemAvailable:   123 kB" and the like, in bytes.
@@ -54,8 +39,6 @@ std::optional<int64_t> meminfo_bytes(const fs::path& root, std::string_view key)
   }
   return std::nullopt;
 }
-
-const char* plural(int64_t count) { return count == 1 ? "" : "s"; }
 
 Check check_cpu(const Machine& machine) {
   const numa::Topology& topology = machine.topology;
@@ -177,12 +160,12 @@ Check check_swap(const Machine& machine) {
 Check check_huge_pages(const Machine& machine) {
   const numa::HugePages& pages = machine.huge_pages;
   const std::string reserved =
-      pages.total_2m + pages.total_1g == 0
+      pages.reserved.total_2m + pages.reserved.total_1g == 0
           ? ""
           : format(
                 "; {} x 2 MiB and {} x 1 GiB are reserved ({} and {} free): weights take those of 1 GiB, nothing "
                 "those of 2 MiB",
-                pages.total_2m, pages.total_1g, pages.free_2m, pages.free_1g);
+                pages.reserved.total_2m, pages.reserved.total_1g, pages.reserved.free_2m, pages.reserved.free_1g);
   if (pages.transparent == "never")
     return warn("hugepages", format("transparent huge pages are off{}", reserved),
                 "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled");
@@ -257,7 +240,7 @@ Result<Machine> inspect_machine(const std::string& isa_level, bool measure, cons
   TRY_ASSIGN(numa::Topology topology, numa::Topology::detect());
   // A refused pinning is a finding of its own.
   Result<std::unique_ptr<numa::Team>> pinned = numa::Team::create(topology);
-  if (!pinned) pinned = numa::Team::create(topology, {.pin = false});
+  if (!pinned) pinned = numa::Team::create(topology.unpinned());
   TRY_ASSIGN(const std::unique_ptr<numa::Team> team, std::move(pinned));
   numa::HugePages huge_pages = topology.huge_pages();
   Machine machine{.topology = std::move(topology),

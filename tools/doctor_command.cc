@@ -47,7 +47,13 @@ Result<int> doctor_command(const DoctorOptions& options) {
   TRY_ASSIGN(std::vector<Check> checks, diagnose(machine, options.isa));
   std::optional<run::PlacementReport> placement;
   if (options.placement) {
-    TRY_ASSIGN(placement, measure_placement(options.model, console));
+    auto measured = measure_placement(options.model, console);
+    if (!measured) {
+      // What was found on the machine may be why.
+      if (!options.json) TRY(write_stdout(report_text(checks)));
+      return std::unexpected(std::move(measured).error());
+    }
+    placement = std::move(*measured);
     checks.push_back({"placement", placement->is_good() ? Health::kOk : Health::kWarn, placement->sentence(),
                       placement->is_good() ? "" : "mend the cause, then start again: pages stay where they are"});
   }

@@ -1,46 +1,32 @@
 #include "tools/doctor_nodes.h"
 
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <sstream>
 
 #include "base/format.h"
 #include "base/types.h"
 #include "numa/cpu_list.h"
+#include "tools/doctor_checks.h"
 
 namespace cpuinfer::tools {
 namespace {
 
 namespace fs = std::filesystem;
 
-Check ok(std::string name, std::string detail) { return {std::move(name), Health::kOk, std::move(detail), ""}; }
-Check warn(std::string name, std::string detail, std::string fix) {
-  return {std::move(name), Health::kWarn, std::move(detail), std::move(fix)};
-}
-
-/// The first line of a file, "" if it is not there.
-std::string first_line(const fs::path& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
-
-const char* plural(size_t count) { return count == 1 ? "" : "s"; }
-
 Check check_nodes(const Machine& machine) {
   const numa::Topology& topology = machine.topology;
   std::string text;
   for (const numa::Node& node : topology.nodes())
-    text +=
-        format("{}node {}: {} core{}, {} ({} free)", text.empty() ? "" : "; ", node.id, node.cores,
-               plural(static_cast<size_t>(node.cores)), format_bytes(node.memory_bytes), format_bytes(node.free_bytes));
+    text += format("{}node {}: {} core{}, {} ({} free)", text.empty() ? "" : "; ", node.id, node.cores,
+                   plural(node.cores), format_bytes(node.memory_bytes), format_bytes(node.free_bytes));
   for (const numa::Node& node : topology.memory_only())
     text += format("; node {}: {} without CPUs, not used", node.id, format_bytes(node.memory_bytes));
   for (const numa::MemorylessNode& node : topology.memoryless())
     text +=
         format("; {}: CPU{} {} without memory, served by node {}", node.id < 0 ? "no node" : format("node {}", node.id),
-               plural(node.cpus.size()), numa::list_text(node.cpus), node.served_by);
+               plural(std::ssize(node.cpus)), numa::list_text(node.cpus), node.served_by);
   if (!topology.doubt().empty())
     return warn("nodes", format("{} (but {})", text, topology.doubt()), "let this process read /sys, or use --no-pin");
   if (!topology.memoryless().empty())
@@ -53,7 +39,8 @@ Check check_cpuset(const Machine& machine) {
   const std::span<const int> forbidden = machine.topology.unreachable_memory();
   if (forbidden.empty()) return ok("cpuset", "this process may use the memory of all nodes");
   const std::string nodes = numa::list_text(forbidden);
-  return warn("cpuset", format("this process may not use the memory of node{} {}", plural(forbidden.size()), nodes),
+  return warn("cpuset",
+              format("this process may not use the memory of node{} {}", plural(std::ssize(forbidden)), nodes),
               format("add {} to cpuset.mems of its container or service (docker: --cpuset-mems)", nodes));
 }
 

@@ -46,15 +46,14 @@ struct EngineOptions {
   numa::MachineOptions machine;             ///< nodes and CPUs to use
   /// Plan for this machine, which is not there, instead of for this one: its nodes, its memory, and no thread.
   std::optional<numa::Topology> planned_machine = {};
-  int chunk_tokens = 512;          ///< most tokens of a prefill step
-  int logit_rows = 1;              ///< most rows per step whose logits may be asked for
-  std::string isa;                 ///< cap on instruction sets; empty: all that the CPU has
-  std::string numerics = "auto";   ///< kernels::KernelRequest
-  std::string gemm = "auto";       ///< kernels::KernelRequest
-  int64_t memory_limit_bytes = 0;  ///< further cap on memory; 0: none
-  bool whole_experts = false;      ///< each expert on one node instead of a slice of it on every node
-  std::vector<std::vector<double>> expert_usage = {};  ///< load::PlanRequest
-  std::filesystem::path expert_usage_file;             ///< load::read_expert_usage: instead; empty: none
+  int chunk_tokens = 512;                   ///< most tokens of a prefill step
+  int logit_rows = 1;                       ///< most rows per step whose logits may be asked for
+  std::string isa;                          ///< cap on instruction sets; empty: all that the CPU has
+  std::string numerics = "auto";            ///< kernels::KernelRequest
+  std::string gemm = "auto";                ///< kernels::KernelRequest
+  int64_t memory_limit_bytes = 0;           ///< further cap on memory; 0: none
+  bool whole_experts = false;               ///< each expert on one node instead of a slice of it on every node
+  std::filesystem::path expert_usage_file;  ///< load::read_expert_usage, to balance whole experts by; empty: none
 };
 
 inline constexpr int64_t kDefaultContextTokens = 32768;
@@ -210,8 +209,8 @@ class Engine {
   /// counting can be measured. Steps and tokens are counted in any case. REQUIRES: load() succeeded.
   void set_counting(bool counting);
 
-  /// [layers][experts] how many tokens chose each expert in all steps since load(), as EngineOptions::expert_usage; an
-  /// empty list for layers without experts. REQUIRES: load() succeeded.
+  /// [layers][experts] how many tokens chose each expert in all steps since load(), as load::PlanRequest::expert_usage;
+  /// an empty list for layers without experts. REQUIRES: load() succeeded.
   std::vector<std::vector<double>> expert_usage() const;
 
   /// Where the pages of weights, KV cache and workspace, and the threads, are now. REQUIRES: load() succeeded.

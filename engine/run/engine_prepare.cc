@@ -171,8 +171,7 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
                            .sequences = sequences,
                            .context_limit = position_limit(config),
                            .worker_nodes = engine->layout_.worker_nodes(),
-                           .whole_experts = options.whole_experts && config.experts > 0,
-                           .expert_usage = options.expert_usage};
+                           .whole_experts = options.whole_experts && config.experts > 0};
   if (!options.expert_usage_file.empty()) {
     TRY_ASSIGN(engine->plan_request_.expert_usage, load::read_expert_usage(options.expert_usage_file, config));
   }

@@ -2,18 +2,15 @@
 
 #include <doctest/doctest.h>
 
+#include "tests/numa/topologies.h"
+
 using namespace cpuinfer;
 using numa::MachineOptions;
 using numa::select;
+using numa::synthetic;
 using numa::Topology;
 
 namespace {
-
-Topology synthetic(const char* text) {
-  auto topology = Topology::synthetic(text);
-  REQUIRE(topology.has_value());
-  return std::move(topology).value();
-}
 
 std::vector<int> workers_by_node(const Topology& whole, const MachineOptions& options, int threads = 0) {
   const auto selection = select(whole, options, threads);
@@ -66,7 +63,6 @@ TEST_CASE("more nodes than there are is an error that names them and the way to 
 TEST_CASE("without pinning nothing is pinned or bound; a machine that hides its CPUs needs that") {
   const auto unpinned = numa::select_from_machine({.pin = false}, 0);
   REQUIRE(unpinned.has_value());
-  CHECK_FALSE(unpinned->team.pin);
   CHECK_FALSE(unpinned->topology.pins_threads());
   const auto hidden = Topology::detect("/nonexistent");
   REQUIRE(hidden.has_value());

@@ -4,19 +4,16 @@
 
 #include <algorithm>
 
+#include "tests/numa/topologies.h"
+
 using namespace cpuinfer;
 using numa::plan_team;
+using numa::synthetic;
 using numa::TeamLayout;
 using numa::TeamOptions;
 using numa::Topology;
 
 namespace {
-
-Topology synthetic(const char* text) {
-  auto topology = Topology::synthetic(text);
-  REQUIRE(topology.has_value());
-  return std::move(topology).value();
-}
 
 TeamLayout planned(const Topology& topology, const TeamOptions& options) {
   const auto layout = plan_team(topology, options);

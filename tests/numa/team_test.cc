@@ -12,8 +12,12 @@
 #include <limits>
 #include <thread>
 
+#include "tests/numa/topologies.h"
+
 using namespace cpuinfer;
+using numa::machine;
 using numa::Range;
+using numa::synthetic;
 using numa::Team;
 using numa::Topology;
 using numa::Worker;
@@ -34,18 +38,6 @@ extern "C" int sched_setaffinity(pid_t pid, size_t size, const cpu_set_t* mask) 
 }
 
 namespace {
-
-Topology machine() {
-  auto topology = Topology::detect();
-  REQUIRE(topology.has_value());
-  return std::move(topology).value();
-}
-
-Topology synthetic(const char* text) {
-  auto topology = Topology::synthetic(text);
-  REQUIRE(topology.has_value());
-  return std::move(topology).value();
-}
 
 std::unique_ptr<Team> make_team(const Topology& topology, int threads, int nodes) {
   auto team = Team::create(topology, {.threads = threads, .nodes = nodes});
@@ -175,24 +167,21 @@ TEST_CASE("a refused or ignored pinning is an error that names the way out") {
   const Topology topology = machine();
   g_pinning = Pinning::kRefuse;
   const auto refused = Team::create(topology, {.threads = 2, .nodes = 1});
-  const auto unpinned = Team::create(topology, {.threads = 2, .nodes = 1, .pin = false});
-  const auto by_topology = Team::create(topology.unpinned(), {.threads = 2, .nodes = 1});
+  const auto unpinned = Team::create(topology.unpinned(), {.threads = 2, .nodes = 1});
   g_pinning = Pinning::kReal;
   REQUIRE_FALSE(refused.has_value());
   CHECK(refused.error().code == ErrorCode::kRuntime);
   CHECK(refused.error().message ==
         "2 of 2 threads could not be pinned to their CPUs (Operation not permitted); allow sched_setaffinity in the "
         "sandbox or container, or run with --no-pin, at varying speed");
-  for (const auto* team : {&unpinned, &by_topology}) {
-    REQUIRE(team->has_value());
-    CHECK((**team)->pinned() == 0);
-    int calls = 0;
-    (**team)->run([&](Worker& worker) {
-      worker.barrier();
-      if (worker.rank == 0) ++calls;
-    });
-    CHECK(calls == 1);
-  }
+  REQUIRE(unpinned.has_value());
+  CHECK((*unpinned)->pinned() == 0);
+  int calls = 0;
+  (*unpinned)->run([&](Worker& worker) {
+    worker.barrier();
+    if (worker.rank == 0) ++calls;
+  });
+  CHECK(calls == 1);
 
   if (topology.cores() < 2) {
     MESSAGE("skipped: one core only, so a thread is always where it should be");
@@ -215,7 +204,7 @@ TEST_CASE("a refused or ignored pinning is an error that names the way out") {
 
 TEST_CASE("an unpinned team leaves affinities alone") {
   const Topology topology = machine();
-  const auto team = Team::create(topology, {.pin = false});
+  const auto team = Team::create(topology.unpinned());
   REQUIRE(team.has_value());
   cpu_set_t before;
   REQUIRE(sched_getaffinity(0, sizeof(before), &before) == 0);

@@ -197,7 +197,8 @@ class FakeRoot {
 }  // namespace
 
 TEST_CASE("a machine too large to be described is refused at once") {
-  for (const char* text : {"numa:2 core:20000 pu:1", "numa:64 core:512 pu:2", "pack:99999999999 numa:2 core:8 pu:1"}) {
+  for (const char* text :
+       {"numa:2 core:20000 pu:1", "numa:64 core:512 pu:2", "pack:99999999999 numa:2 core:8 pu:1", "2 20000 1"}) {
     const auto topology = Topology::synthetic(text);
     REQUIRE_FALSE(topology.has_value());
     CHECK(topology.error().code == ErrorCode::kUsage);

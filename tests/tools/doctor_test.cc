@@ -187,7 +187,8 @@ TEST_CASE("what slows a machine down has a fix") {
   expect(fake.check("limits"), Health::kWarn, "only 256 files may be open (ulimit -n)", "ulimit -n 1024");
   fake.machine.address_space = 4_GiB;
   expect(fake.check("limits"), Health::kWarn, "address space is limited to 4.0 GiB (ulimit -v)", "ulimit -v unlimited");
-  fake.machine.huge_pages = {.total_2m = 512, .free_2m = 500, .total_1g = 4, .free_1g = 1, .transparent = "never"};
+  fake.machine.huge_pages = {.reserved = {.total_2m = 512, .free_2m = 500, .total_1g = 4, .free_1g = 1},
+                             .transparent = "never"};
   expect(
       fake.check("hugepages"), Health::kWarn,
       "transparent huge pages are off; 512 x 2 MiB and 4 x 1 GiB are reserved (500 and 1 free): weights take those of "

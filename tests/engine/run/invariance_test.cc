@@ -166,21 +166,6 @@ TEST_CASE("nodes and placements only move ownership") {
   }
 }
 
-TEST_CASE("experts balanced by use give the same bits") {
-  const GoldenCase golden = golden_named("moe_many_experts");
-  EngineOptions options;
-  options.threads = 3;
-  const std::vector<float> expected = logits_of(golden, options);
-  options.machine.simulated_nodes = 3;
-  options.whole_experts = true;
-  auto engine = open_golden(golden, options);
-  REQUIRE(engine);
-  const model::ModelConfig& config = (*engine)->config();
-  options.expert_usage.assign(config.layers, std::vector<double>(config.experts));
-  for (int e = 0; e < config.experts; ++e) options.expert_usage[0][e] = e % 7;
-  check_same_bits(expected, logits_of(golden, options));
-}
-
 TEST_CASE("64 query heads on one kv head: steps of 2 to 4 rows past a superblock") {
   // The scratch of a worker must hold kSplitRows tokens of such a group.
   const GoldenCase golden = wide_group_case();
