@@ -98,6 +98,7 @@ third_party=(
   '<utf8proc.h>    engine/checkpoint/'
   '<liburing*      engine/storage/'
   '<xxhash.h>      engine/storage/digest.cc'
+  '<blake2.h>      engine/storage/page_key.cc'
   '<CLI/*          tools/option_table.cc'
   '<doctest/*      tests/'
 )
