@@ -10,6 +10,8 @@ inline constexpr int kExitRuntime = 1;
 inline constexpr int kExitUsage = 2;
 inline constexpr int kExitNotFound = 66;
 inline constexpr int kExitInternal = 70;
+/// Stopped on request, and what was done is kept: the same command goes on from there.
+inline constexpr int kExitTryAgain = 75;
 inline constexpr int kExitPermission = 77;
 inline constexpr int kExitConfig = 78;
 /// As a shell reports a process that a signal ended: 130 for SIGINT, 143 for SIGTERM, 141 for SIGPIPE.
