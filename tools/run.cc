@@ -88,6 +88,7 @@ Result<int> run_command(const RunOptions& options) {
   TRY_ASSIGN(const int64_t max_tokens, run::plan_generation(*engine, request));
   TRY(load_engine(*engine, facts, console));
   TRY_ASSIGN(run::Sequence sequence, engine->start_sequence(static_cast<int64_t>(request.prompt.size()) + max_tokens));
+  report_rope(*engine, sequence, "prompt + answer", console);
   const AnswerForm form = options.json ? AnswerForm::kJson : chat ? AnswerForm::kChat : AnswerForm::kText;
   TRY_ASSIGN(const run::GenerationResult result,
              show_answer(*engine, tokenizer, sequence, request, form, options.logprobs.has_value(), console));

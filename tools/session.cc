@@ -94,6 +94,15 @@ void report_placement(run::Engine& engine, Console& console, bool loaded) {
     log_debug("placement {}", report->sentence());
 }
 
+void report_rope(const run::Engine& engine, const run::Sequence& sequence, std::string_view length, Console& console) {
+  if (!engine.config().rope_by_length) return;
+  const model::RopeConfig& rope = sequence.rope();
+  const std::string chosen = rope.type == model::RopeType::kDefault
+                                 ? "no scaling"
+                                 : format("yarn factor {} of {}", rope.factor, rope.original_max_positions.value_or(0));
+  console.line(format("rope      {} for this sequence ({} = {} tokens)", chosen, length, sequence.planned_tokens()));
+}
+
 Result<run::SamplingParams> choose_sampling(const SamplingOptions& options, const model::GenerationDefaults& defaults) {
   run::SamplingParams params;
   // A temperature in the file without do_sample means sampling, as in the servers that ignore do_sample; do_sample

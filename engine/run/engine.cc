@@ -7,20 +7,35 @@
 #include "base/check.h"
 #include "base/format.h"
 #include "engine/load/synthetic.h"
+#include "engine/model/rope_length.h"
 
 namespace cpuinfer::run {
 // ---------------------------------------------------------------------------------------------------------------------
 // Sequence
 
+Sequence::Sequence(Engine& engine, int64_t planned_tokens)
+    : engine_(&engine),
+      planned_tokens_(planned_tokens),
+      rope_(model::sequence_rope(engine.config(), planned_tokens)),
+      frequencies_(
+          model::rope_frequencies(rope_, engine.config().head_dim, engine.config().max_positions, planned_tokens)) {
+  tokens_.reserve(planned_tokens);
+  pages_.reserve(model::KvCache::pages_for(planned_tokens));
+}
+
 Sequence::Sequence(Sequence&& other) noexcept
     : engine_(other.engine_),
+      planned_tokens_(other.planned_tokens_),
       rope_(std::move(other.rope_)),
+      frequencies_(std::move(other.frequencies_)),
       tokens_(std::exchange(other.tokens_, {})),
       pages_(std::exchange(other.pages_, {})) {}
 
 Sequence& Sequence::operator=(Sequence&& other) noexcept {
   std::swap(engine_, other.engine_);
+  std::swap(planned_tokens_, other.planned_tokens_);
   std::swap(rope_, other.rope_);
+  std::swap(frequencies_, other.frequencies_);
   std::swap(tokens_, other.tokens_);
   std::swap(pages_, other.pages_);
   return *this;
@@ -74,11 +89,7 @@ Result<Sequence> Engine::start_sequence(int64_t planned_tokens) {
     return fail(ErrorCode::kUsage, format("{} tokens are planned and the context holds {}; raise --ctx or ask for less",
                                           planned_tokens, context_tokens_));
   }
-  const model::ModelConfig& c = config();
-  Sequence sequence(*this, model::rope_frequencies(c.rope, c.head_dim, c.max_positions, planned_tokens));
-  sequence.tokens_.reserve(planned_tokens);
-  sequence.pages_.reserve(model::KvCache::pages_for(planned_tokens));
-  return sequence;
+  return Sequence(*this, planned_tokens);
 }
 
 Result<void> Engine::append(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options) {
@@ -152,7 +163,7 @@ Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> re
                                 .rows = rows,
                                 .start_position = request.sequence->length(),
                                 .pages = request.sequence->pages_,
-                                .rope = &request.sequence->rope_});
+                                .rope = &request.sequence->frequencies_});
     const model::Rows<float> logits = {workspace_->logits[static_cast<int64_t>(batch_.logit_rows.size())],
                                        workspace_->logits.stride};
     step_logits_.emplace_back(logits, wanted, config().vocab);

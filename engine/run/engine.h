@@ -42,6 +42,8 @@ struct EngineOptions {
                                             ///< kernels::kLeafTokens; 0: context_tokens for each
   int experts = 0;                          ///< experts per token; 0: as config.json says
   std::optional<model::RopeConfig> rope;    ///< replaces the scaling of config.json; its theta is not used
+  bool rope_by_length = false;              ///< YaRN by the length of each sequence (model::sequence_rope); not
+                                            ///< together with `rope`
   int threads = 0;                          ///< 0: one per physical core
   numa::MachineOptions machine;             ///< nodes and CPUs to use
   /// Plan for this machine, which is not there, instead of for this one: its nodes, its memory, and no thread.
@@ -71,16 +73,22 @@ class Sequence {
   /// Tokens whose keys and values are in the cache.
   std::span<const TokenId> tokens() const { return tokens_; }
   int64_t length() const { return static_cast<int64_t>(tokens_.size()); }
+  /// The scaling of its positions: chosen when it was started, and the same until its end.
+  const model::RopeConfig& rope() const { return rope_; }
+  /// What it was started for: the most tokens that it may hold.
+  int64_t planned_tokens() const { return planned_tokens_; }
   /// Forgets everything from position `length` on. REQUIRES: length <= length().
   void truncate(int64_t length);
 
  private:
   friend class Engine;
-  Sequence(Engine& engine, model::RopeFrequencies rope) : engine_(&engine), rope_(std::move(rope)) {}
+  Sequence(Engine& engine, int64_t planned_tokens);
   void release_pages(size_t keep);
 
   Engine* engine_;
-  model::RopeFrequencies rope_;
+  int64_t planned_tokens_;
+  model::RopeConfig rope_;
+  model::RopeFrequencies frequencies_;
   std::vector<TokenId> tokens_;
   std::vector<int> pages_;
 };
@@ -171,8 +179,8 @@ class Engine {
   /// Bytes of weights that one decode step reads.
   int64_t decode_weight_bytes() const;
 
-  /// planned_tokens: the length that the sequence may reach; it fixes the rotary frequencies of `dynamic` scaling for
-  /// the life of the sequence. kUsage if it exceeds the context.
+  /// planned_tokens: the length that the sequence may reach; it fixes the rotary frequencies of `dynamic` scaling, and
+  /// the scaling where that is chosen by length, for the life of the sequence. kUsage if it exceeds the context.
   Result<Sequence> start_sequence(int64_t planned_tokens);
 
   /// The most that one step() may hold.
