@@ -13,9 +13,10 @@ namespace cpuinfer::run {
 // ---------------------------------------------------------------------------------------------------------------------
 // Sequence
 
-Sequence::Sequence(Engine& engine, int64_t planned_tokens)
+Sequence::Sequence(Engine& engine, int64_t planned_tokens, int64_t promised_pages)
     : engine_(&engine),
       planned_tokens_(planned_tokens),
+      promised_pages_(promised_pages),
       rope_(model::sequence_rope(engine.config(), planned_tokens)),
       frequencies_(
           model::rope_frequencies(rope_, engine.config().head_dim, engine.config().max_positions, planned_tokens)) {
@@ -24,8 +25,9 @@ Sequence::Sequence(Engine& engine, int64_t planned_tokens)
 }
 
 Sequence::Sequence(Sequence&& other) noexcept
-    : engine_(other.engine_),
+    : engine_(std::exchange(other.engine_, nullptr)),
       planned_tokens_(other.planned_tokens_),
+      promised_pages_(other.promised_pages_),
       rope_(std::move(other.rope_)),
       frequencies_(std::move(other.frequencies_)),
       tokens_(std::exchange(other.tokens_, {})),
@@ -34,6 +36,7 @@ Sequence::Sequence(Sequence&& other) noexcept
 Sequence& Sequence::operator=(Sequence&& other) noexcept {
   std::swap(engine_, other.engine_);
   std::swap(planned_tokens_, other.planned_tokens_);
+  std::swap(promised_pages_, other.promised_pages_);
   std::swap(rope_, other.rope_);
   std::swap(frequencies_, other.frequencies_);
   std::swap(tokens_, other.tokens_);
@@ -41,7 +44,11 @@ Sequence& Sequence::operator=(Sequence&& other) noexcept {
   return *this;
 }
 
-Sequence::~Sequence() { release_pages(0); }
+Sequence::~Sequence() {
+  if (engine_ == nullptr) return;  // another has its tokens
+  release_pages(0);
+  engine_->admission_.release(promised_pages_);
+}
 
 void Sequence::release_pages(size_t keep) {
   while (pages_.size() > keep) {
@@ -89,7 +96,8 @@ Result<Sequence> Engine::start_sequence(int64_t planned_tokens) {
     return fail(ErrorCode::kUsage, format("{} tokens are planned and the context holds {}; raise --ctx or ask for less",
                                           planned_tokens, context_tokens_));
   }
-  return Sequence(*this, planned_tokens);
+  TRY_ASSIGN(const int64_t pages, admission_.admit(planned_tokens));
+  return Sequence(*this, planned_tokens, pages);
 }
 
 Result<void> Engine::append(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options) {
@@ -117,17 +125,23 @@ Result<void> Engine::append(Sequence& sequence, std::span<const TokenId> tokens,
 }
 
 Result<void> Engine::check_length(const Sequence& sequence, int64_t more) const {
-  if (sequence.length() + more <= context_tokens_) return {};
+  const int64_t planned = sequence.planned_tokens();
+  if (sequence.length() + more <= planned) return {};
+  if (planned < context_tokens_)
+    return fail(ErrorCode::kUsage,
+                format("{} tokens do not fit into a sequence that was started for {} and already holds {}; start it "
+                       "for more",
+                       more, planned, sequence.length()));
   return fail(ErrorCode::kUsage, format("{} tokens do not fit into a context of {} that already holds {}; raise --ctx",
-                                        more, context_tokens_, sequence.length()));
+                                        more, planned, sequence.length()));
 }
 
-Result<void> Engine::take_pages(Sequence& sequence, int64_t length) {
+void Engine::take_pages(Sequence& sequence, int64_t length) {
   while (static_cast<int64_t>(sequence.pages_.size()) < model::KvCache::pages_for(length)) {
-    TRY_ASSIGN(const int page, kv_->allocate(sequence.pages_));
-    sequence.pages_.push_back(page);
+    const Result<int> page = kv_->allocate(sequence.pages_);
+    ENSURE(page.has_value(), "a sequence was promised its pages when it was started");
+    sequence.pages_.push_back(*page);
   }
-  return {};
 }
 
 Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> requests) {
@@ -138,10 +152,9 @@ Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> re
          "a step has at least one request and at most limits().sequences");
   for (const StepRequest& request : requests)
     TRY(check_length(*request.sequence, static_cast<int64_t>(request.tokens.size())));
-  // Pages stay with their sequence when a later one gets none: they are its next pages anyway.
   for (const StepRequest& request : requests) {
     const int64_t count = static_cast<int64_t>(request.tokens.size());
-    TRY(take_pages(*request.sequence, request.sequence->length() + count));
+    take_pages(*request.sequence, request.sequence->length() + count);
   }
 
   batch_.tokens.clear();
@@ -189,7 +202,7 @@ Result<void> Engine::fabricate_context(Sequence& sequence, int64_t length) {
   ENSURE(sequence.length() % kernels::kLeafTokens == 0 && sequence.length() <= length,
          "a context is lengthened from the end of a page");
   TRY(check_length(sequence, length - sequence.length()));
-  TRY(take_pages(sequence, length));
+  take_pages(sequence, length);
   const int64_t first_page = model::KvCache::pages_for(sequence.length());
   const int64_t pages = model::KvCache::pages_for(length) - first_page;
   const size_t half = static_cast<size_t>(kernels::page_half_elements(kv_->head_dim_padded()));

@@ -17,6 +17,7 @@
 #include "engine/load/memory_plan.h"
 #include "engine/model/generation_config.h"
 #include "engine/model/model.h"
+#include "engine/run/admission.h"
 #include "engine/run/placement_report.h"
 #include "kernels/isa.h"
 #include "kernels/registry.h"
@@ -62,8 +63,8 @@ inline constexpr int64_t kDefaultContextTokens = 32768;
 
 class Engine;
 
-/// The tokens of one request in the KV cache. Move-only; gives its pages back when it ends. Used by one thread, and not
-/// after its engine.
+/// The tokens of one request in the KV cache. Move-only; gives its pages back when it ends, and the promise of those
+/// that it has not taken. Used by one thread, and not after its engine.
 class Sequence {
  public:
   Sequence(Sequence&& other) noexcept;
@@ -82,11 +83,11 @@ class Sequence {
 
  private:
   friend class Engine;
-  Sequence(Engine& engine, int64_t planned_tokens);
+  Sequence(Engine& engine, int64_t planned_tokens, int64_t promised_pages);
   void release_pages(size_t keep);
 
   Engine* engine_;
-  int64_t planned_tokens_;
+  int64_t planned_tokens_, promised_pages_;
   model::RopeConfig rope_;
   model::RopeFrequencies frequencies_;
   std::vector<TokenId> tokens_;
@@ -180,29 +181,32 @@ class Engine {
   int64_t decode_weight_bytes() const;
 
   /// planned_tokens: the length that the sequence may reach; it fixes the rotary frequencies of `dynamic` scaling, and
-  /// the scaling where that is chosen by length, for the life of the sequence. kUsage if it exceeds the context.
+  /// the scaling where that is chosen by length, for the life of the sequence. The pages for all of them are promised:
+  /// none is missing later. Errors: kUsage (over the context), of Admission::admit.
   Result<Sequence> start_sequence(int64_t planned_tokens);
+
+  /// What is promised to the living sequences.
+  const Admission& admission() const { return admission_; }
 
   /// The most that one step() may hold.
   const model::StepLimits& limits() const { return limits_; }
 
   /// One step of any mix of decode rows and prefill chunks. What a request gets does not depend on the others, not by
-  /// a bit. Returns the logits of each request, in order. Allocates nothing as long as the sequences stay within their
-  /// planned tokens.
+  /// a bit. Returns the logits of each request, in order. Allocates nothing.
   /// REQUIRES: load() succeeded; 1 to limits().sequences requests for different sequences, their tokens and rows of
   /// logits within limits(); token ids are below config().vocab.
-  /// Errors: kUsage (longer than the context), kDoesNotFit (no free KV page); nothing was computed then.
+  /// Errors: kUsage (longer than the sequence was planned for); nothing was computed then.
   Result<std::span<const StepLogits>> step(std::span<const StepRequest> requests);
 
   /// Computes tokens after those already in the sequence, in steps of at most chunk_tokens.
   /// REQUIRES: load() succeeded; token ids are below config().vocab.
-  /// Errors: kUsage (longer than the context), kDoesNotFit (no free KV page), kInterrupted.
+  /// Errors: kUsage (longer than the sequence was planned for), kInterrupted.
   Result<void> append(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options);
 
   /// For benchmarks: lengthens the sequence to `length` tokens whose keys and values are random numbers of a plausible
   /// size instead of computed ones, so that a depth costs no prefill. Every worker fills its share, with GB/s; the same
   /// for any number of threads. REQUIRES: load() succeeded; length >= sequence.length(), which is a whole number of
-  /// pages. Errors: kUsage (longer than the context), kDoesNotFit (no free KV page).
+  /// pages. Errors: kUsage (longer than the sequence was planned for).
   Result<void> fabricate_context(Sequence& sequence, int64_t length);
 
   /// For benchmarks: experts per token from the next step on, so that one loaded model serves several cases.
@@ -235,7 +239,7 @@ class Engine {
   Engine(numa::Topology topology, EngineOptions options)
       : topology_(std::move(topology)), options_(std::move(options)) {}
   Result<void> check_length(const Sequence& sequence, int64_t more) const;
-  Result<void> take_pages(Sequence& sequence, int64_t length);
+  void take_pages(Sequence& sequence, int64_t length);
   void collect_counters();
 
   numa::Topology topology_;
@@ -248,6 +252,7 @@ class Engine {
   kernels::Kernels kernels_{};
   int64_t context_tokens_ = 0;
   int kv_pages_ = 0;
+  Admission admission_;
   model::StepLimits limits_;
   numa::TeamLayout layout_;
   std::unique_ptr<numa::Team> team_;  // absent: a planned machine

@@ -145,6 +145,7 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   const int64_t pages = options.kv_tokens != 0 ? ceil_div(options.kv_tokens, int64_t{kernels::kLeafTokens})
                                                : int64_t{sequences} * model::KvCache::pages_for(context);
   engine->kv_pages_ = static_cast<int>(std::min<int64_t>(pages, INT32_MAX));
+  engine->admission_ = Admission(engine->kv_pages_, kernels::kLeafTokens);
   const int64_t chunk = std::min<int64_t>(options.chunk_tokens, context);
   engine->limits_ = {.rows = static_cast<int>(std::max<int64_t>(chunk, sequences)),
                      .logit_rows = std::max(options.logit_rows, sequences),

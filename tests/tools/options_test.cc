@@ -397,6 +397,7 @@ TEST_CASE("exit codes") {
   CHECK(exit_code(ErrorCode::kBadInput, 0) == 78);
   CHECK(exit_code(ErrorCode::kUnsupported, 0) == 78);
   CHECK(exit_code(ErrorCode::kDoesNotFit, 0) == 78);
+  CHECK(exit_code(ErrorCode::kBusy, 0) == 75);
   CHECK(exit_code(ErrorCode::kPermission, 0) == 77);
   CHECK(exit_code(ErrorCode::kInterrupted, 2) == 130);
   CHECK(exit_code(ErrorCode::kInterrupted, 15) == 143);
