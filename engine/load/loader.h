@@ -54,6 +54,9 @@ inline constexpr int64_t kBlocksBytes = 128_MiB;
 /// busy has several requests at any time, however few cores compute later. Beyond the CPUs they wait for the disk.
 inline constexpr int kLeastLoaders = 8;
 
+/// Address space for the stacks of the threads that load beside a team of so many workers.
+int64_t loader_stack_bytes(int workers);
+
 /// Allocates the weights of a model on its nodes, zero-filled, and places all matrices and vectors there: for
 /// read_weights and for weights that are made in memory. Errors: kDoesNotFit.
 Result<WeightMemory> allocate_weights(model::Model& model, int nodes, const numa::Topology& topology);

@@ -151,7 +151,9 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
                      .logit_rows = std::max(options.logit_rows, sequences),
                      .sequences = sequences,
                      .context_tokens = int64_t{engine->kv_pages_} * kernels::kLeafTokens};
-  numa::MemoryLimit available = options.planned_machine ? planned_memory(engine->topology_) : numa::available_memory();
+  numa::MemoryLimit available = options.planned_machine
+                                    ? planned_memory(engine->topology_)
+                                    : numa::available_memory(load::loader_stack_bytes(engine->workers()));
   if (options.memory_limit_bytes > 0 && options.memory_limit_bytes < available.bytes)
     available = {options.memory_limit_bytes, "--memory-limit"};
   engine->plan_request_ = {.limits = engine->limits_,
