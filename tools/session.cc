@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <random>
+#include <utility>
 
 #include "base/format.h"
 #include "base/json.h"
@@ -65,19 +66,30 @@ Result<void> load_engine(run::Engine& engine, const std::vector<std::string>& fa
   for (const std::string& line : engine.describe()) console.line(line);
   for (const std::string& line : facts) console.line(line);
   {
-    Progress progress(console, "loading", ProgressUnit::kBytes);
-    TRY(engine.load(
-        {.progress = [&](int64_t done, int64_t total) { progress.update(done, total); }, .cancel = &cancel_flag()}));
+    std::optional<Progress> progress(std::in_place, console, "loading", ProgressUnit::kBytes);
+    bool taking_pages = false;
+    TRY(engine.load({.progress = [&](int64_t done, int64_t total) { progress->update(done, total); },
+                     .page_progress =
+                         [&](int64_t done, int64_t total) {
+                           if (!std::exchange(taking_pages, true))
+                             progress.emplace(console, "memory", ProgressUnit::kBytes);
+                           progress->update(done, total);
+                         },
+                     .cancel = &cancel_flag()}));
   }
   report_placement(engine, console, true);
-  const load::LoadStatistics& load = engine.load_statistics();
-  if (load.bytes == 0) return {};  // made, not read
-  console.line(format("loaded    {:.2f} GB in {:.2f} s, {:.2f} GB/s", static_cast<double>(load.bytes) / 1e9,
-                      load.seconds, static_cast<double>(load.bytes) / load.seconds / 1e9));
-  log_debug("loaded    reading {:.2f} s and packing {:.2f} s per thread, {:.0f} % straight from the disk, buffers {}",
-            load.read_seconds / load.workers, load.pack_seconds / load.workers,
-            100 * static_cast<double>(load.direct_bytes) / static_cast<double>(load.bytes),
-            format_bytes(load.buffer_bytes));
+  if (const load::LoadStatistics& load = engine.load_statistics(); load.bytes > 0) {  // read, not made
+    console.line(format("loaded    {:.2f} GB in {:.2f} s, {:.2f} GB/s", static_cast<double>(load.bytes) / 1e9,
+                        load.seconds, static_cast<double>(load.bytes) / load.seconds / 1e9));
+    log_debug("loaded    reading {:.2f} s and packing {:.2f} s per thread, {:.0f} % straight from the disk, buffers {}",
+              load.read_seconds / load.workers, load.pack_seconds / load.workers,
+              100 * static_cast<double>(load.direct_bytes) / static_cast<double>(load.bytes),
+              format_bytes(load.buffer_bytes));
+  }
+  const run::PageStatistics& pages = engine.page_statistics();
+  console.line(format("memory    {:.2f} GB for KV cache and workspace taken in {:.2f} s, {:.2f} GB/s",
+                      static_cast<double>(pages.bytes) / 1e9, pages.seconds,
+                      static_cast<double>(pages.bytes) / pages.seconds / 1e9));
   return {};
 }
 

@@ -36,6 +36,8 @@ struct LoadStatistics {
 struct LoadOptions {
   /// Called by one thread now and then with bytes read and bytes in all.
   std::function<void(int64_t done_bytes, int64_t total_bytes)> progress = {};
+  /// The same while an engine takes the pages of KV cache and workspace, after the weights.
+  std::function<void(int64_t done_bytes, int64_t total_bytes)> page_progress = {};
   /// When it becomes true, loading stops with kInterrupted. May be nullptr.
   const std::atomic<bool>* cancel = nullptr;
   /// Where to say what the load was like. May be nullptr.

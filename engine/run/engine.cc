@@ -8,6 +8,7 @@
 #include "base/format.h"
 #include "engine/load/synthetic.h"
 #include "engine/model/rope_length.h"
+#include "numa/page_taking.h"
 
 namespace cpuinfer::run {
 // ---------------------------------------------------------------------------------------------------------------------
@@ -83,11 +84,26 @@ Result<void> Engine::load(const load::LoadOptions& options) {
   }
   TRY_ASSIGN(kv_, model::KvCache::create(config(), kv_pages_, team_->nodes(), topology_));
   TRY_ASSIGN(workspace_, model::Workspace::create(config(), limits_, placement_, team_->worker_nodes(), topology_));
+  TRY(take_pages_of_memory(options));
   batch_.tokens.reserve(limits_.rows);
   batch_.sequences.reserve(limits_.sequences);
   batch_.logit_rows.reserve(limits_.logit_rows);
   step_logits_.reserve(limits_.sequences);
   append_logits_.reserve(limits_.logit_rows);
+  return {};
+}
+
+Result<void> Engine::take_pages_of_memory(const load::LoadOptions& options) {
+  std::vector<numa::NodeSlice> slices;
+  for (const std::span<const numa::NodeBuffer> buffers : {kv_->memory(), workspace_->memory()})
+    for (const numa::NodeBuffer& buffer : buffers)
+      for (const numa::NodeSlice& slice : buffer.slices()) slices.push_back(slice);
+  const auto started = std::chrono::steady_clock::now();
+  if (!numa::take_pages(slices, *team_, {.progress = options.page_progress, .cancel = options.cancel}))
+    return fail(ErrorCode::kInterrupted, "taking the memory of the KV cache was interrupted");
+  page_statistics_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  page_statistics_.bytes = 0;
+  for (const numa::NodeSlice& slice : slices) page_statistics_.bytes += slice.bytes;
   return {};
 }
 

@@ -142,6 +142,12 @@ struct StepProfile {
   StepProfile& operator+=(const StepProfile& other);
 };
 
+/// How long it took to take the pages of KV cache and workspace from the system.
+struct PageStatistics {
+  int64_t bytes = 0;
+  double seconds = 0;
+};
+
 /// Owns everything: topology, team, kernels, model, weights, KV cache. Lives behind a pointer; used by one thread.
 class Engine {
  public:
@@ -150,8 +156,8 @@ class Engine {
   /// Errors: of each of these parts; a plan that does not fit is not one yet (see plan()).
   static Result<std::unique_ptr<Engine>> prepare(const EngineOptions& options);
 
-  /// Allocates all memory and loads or makes the weights. Errors: kDoesNotFit with the plan's table if it does not fit,
-  /// kUsage for a planned machine.
+  /// Allocates all memory, loads or makes the weights, and takes the pages of all the rest, so that no step takes any.
+  /// Errors: kDoesNotFit with the plan's table if it does not fit, kUsage for a planned machine, kInterrupted.
   Result<void> load(const load::LoadOptions& options = {});
 
   const model::ModelConfig& config() const { return model_->config(); }
@@ -167,6 +173,8 @@ class Engine {
   const checkpoint::Checkpoint& checkpoint() const;
   /// Of load(); zeros for a synthetic model.
   const load::LoadStatistics& load_statistics() const { return load_statistics_; }
+  /// Of load().
+  const PageStatistics& page_statistics() const { return page_statistics_; }
   const model::GenerationDefaults& generation_defaults() const { return generation_defaults_; }
   const kernels::Kernels& kernels() const { return kernels_; }
   kernels::Isa isa() const { return isa_; }
@@ -240,6 +248,7 @@ class Engine {
       : topology_(std::move(topology)), options_(std::move(options)) {}
   Result<void> check_length(const Sequence& sequence, int64_t more) const;
   void take_pages(Sequence& sequence, int64_t length);
+  Result<void> take_pages_of_memory(const load::LoadOptions& options);
   void collect_counters();
 
   numa::Topology topology_;
@@ -266,6 +275,7 @@ class Engine {
   std::array<StepProfile, 2> profiles_;        // by StepKind
   StepKind counted_kind_ = StepKind::kDecode;  // of the steps in the workers' counters
   load::LoadStatistics load_statistics_;
+  PageStatistics page_statistics_;
   // Of the running step; kept for their memory.
   model::Batch batch_;
   std::vector<StepLogits> step_logits_;                // [requests]
