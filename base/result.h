@@ -14,6 +14,7 @@ enum class ErrorCode {
   kBadInput,     ///< a file or text that is there but is not what it should be              (exit 78)
   kUnsupported,  ///< well-formed, but cpuinfer does not do it                               (exit 78)
   kDoesNotFit,   ///< the plan needs more memory than there is                               (exit 78)
+  kBusy,         ///< others have what is needed: it would work later                        (exit 75)
   kPermission,   ///< the system says no                                                     (exit 77)
   kInterrupted,  ///< stopped on purpose by a signal or the caller                           (exit 130/143)
   kRuntime,      ///< an operation that should have worked failed (I/O error, disk full)     (exit 1)

@@ -7,7 +7,6 @@
 #include "numa/memory_limit.h"
 
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
@@ -44,13 +43,14 @@ int64_t value_of(const fs::path& path, std::string_view key) {
   return 0;
 }
 
-std::optional<int64_t> mem_available(const fs::path& root) {
-  std::ifstream file(root / "proc/meminfo");
+/// The bytes after `key` in a file of "key:  value kB" lines; nothing if it is not there.
+std::optional<int64_t> bytes_of(const fs::path& path, std::string_view key) {
+  std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
     std::istringstream words(line);
-    std::string key;
+    std::string name;
     int64_t kib = 0;
-    if (words >> key >> kib && key == "MemAvailable:") return kib * 1024;
+    if (words >> name >> kib && name == key) return kib * 1024;
   }
   return std::nullopt;
 }
@@ -156,28 +156,48 @@ void look_at_hierarchy(MemoryLimit& least, const fs::path& root, const Hierarchy
 
 MemoryLimit available_memory(const MemorySources& sources) {
   MemoryLimit least;
-  if (const auto available = mem_available(sources.root))
+  const fs::path meminfo = sources.root / "proc/meminfo";
+  if (const auto available = bytes_of(meminfo, "MemAvailable:"))
     take_least(least, *available, format("the machine has {} available (MemAvailable)", format_bytes(*available)));
   for (const Hierarchy& hierarchy : mounted_hierarchies(sources.root))
     look_at_hierarchy(least, sources.root, hierarchy);
+  // Of the next three every mapping counts as a whole, filled or not.
+  const auto take_mappable = [&](int64_t limit, int64_t used, std::string reason) {
+    if (sources.unfilled_bytes > 0)
+      reason += format("; stacks of threads take {} more", format_bytes(sources.unfilled_bytes));
+    take_least(least, limit - used - sources.unfilled_bytes, std::move(reason));
+  };
   if (sources.address_space_limit >= 0)
-    take_least(least, sources.address_space_limit - sources.address_space_used,
-               format("`ulimit -v` allows {} of address space and {} are mapped",
-                      format_bytes(sources.address_space_limit), format_bytes(sources.address_space_used)));
+    take_mappable(sources.address_space_limit, sources.address_space_used,
+                  format("`ulimit -v` allows {} of address space and {} are mapped",
+                         format_bytes(sources.address_space_limit), format_bytes(sources.address_space_used)));
+  if (sources.data_limit >= 0)
+    take_mappable(sources.data_limit, sources.data_used,
+                  format("`ulimit -d` allows {} of private memory and {} are mapped", format_bytes(sources.data_limit),
+                         format_bytes(sources.data_used)));
+  if (number_in(sources.root / "proc/sys/vm/overcommit_memory") == 2) {
+    const auto limit = bytes_of(meminfo, "CommitLimit:"), used = bytes_of(meminfo, "Committed_AS:");
+    if (limit && used)
+      take_mappable(*limit, *used,
+                    format("vm.overcommit_memory is 2: the machine promises {} (CommitLimit) and has promised {}",
+                           format_bytes(*limit), format_bytes(*used)));
+  }
   if (least.reason.empty()) least = {0, "the system does not say how much memory is available (/proc/meminfo)"};
   return least;
 }
 
-MemoryLimit available_memory() {
+MemoryLimit available_memory(int64_t unfilled_bytes) {
   MemorySources sources;
-  rlimit limit{};
-  if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
-    sources.address_space_limit = static_cast<int64_t>(std::min<rlim_t>(limit.rlim_cur, INT64_MAX));
-    // The first number of statm is the virtual size in pages.
-    std::ifstream statm("/proc/self/statm");
-    int64_t pages = 0;
-    if (statm >> pages) sources.address_space_used = pages * sysconf(_SC_PAGESIZE);
-  }
+  sources.unfilled_bytes = unfilled_bytes;
+  const auto limit_of = [](auto resource) -> int64_t {
+    rlimit limit{};
+    if (getrlimit(resource, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return -1;
+    return static_cast<int64_t>(std::min<rlim_t>(limit.rlim_cur, INT64_MAX));
+  };
+  sources.address_space_limit = limit_of(RLIMIT_AS);
+  sources.address_space_used = bytes_of("/proc/self/status", "VmSize:").value_or(0);
+  sources.data_limit = limit_of(RLIMIT_DATA);
+  sources.data_used = bytes_of("/proc/self/status", "VmData:").value_or(0);
   return available_memory(sources);
 }
 

@@ -1,5 +1,6 @@
 #include "numa/team.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <xmmintrin.h>
 
@@ -10,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/format.h"
+#include "base/types.h"
 
 #ifdef CPUINFER_TEAM_THREADS
 #include <thread>
@@ -86,6 +88,16 @@ bool get_affinity(Mask& mask) {
 }
 
 }  // namespace
+
+int64_t thread_stack_bytes() {
+  pthread_attr_t attributes;
+  if (pthread_getattr_default_np(&attributes) != 0) return 8_MiB;
+  size_t stack = 0, guard = 0;
+  pthread_attr_getstacksize(&attributes, &stack);
+  pthread_attr_getguardsize(&attributes, &guard);
+  pthread_attr_destroy(&attributes);
+  return static_cast<int64_t>(stack + guard);
+}
 
 Result<std::unique_ptr<Team>> Team::create(const Topology& topology, const TeamOptions& options) {
   TRY_ASSIGN(TeamLayout layout, plan_team(topology, options));

@@ -53,6 +53,9 @@ struct WorkerPlacement {
   int last_cpu = -1;      ///< where it was at the end of the last run(); -1: before the first
 };
 
+/// Address space that one more thread takes: its stack, of which it fills little, and the guard.
+int64_t thread_stack_bytes();
+
 /// A fixed set of workers, pinned to physical cores and grouped by node. Create once, run() many times. run() is to be
 /// called by one thread at a time and not from inside run(); the calling thread is worker 0.
 class Team {

@@ -260,6 +260,7 @@ Result<void> save_conversation(run::Engine& engine, run::Sequence& sequence, Con
 Result<int> chat_session(run::Engine& engine, const checkpoint::Tokenizer& tokenizer, run::GenerationRequest request,
                          const RunOptions& options, Console& console) {
   TRY_ASSIGN(run::Sequence sequence, engine.start_sequence(engine.context_tokens()));
+  report_rope(engine, sequence, "all turns, the whole context", console);
   return Chat(engine, tokenizer, std::move(sequence), std::move(request), options, console).run();
 }
 

@@ -77,8 +77,12 @@ void add_model(OptionTable& table, ModelOptions& options) {
   table.value("--experts", "K", "Experts per token, instead of config.json's number",
               count_into(engine.experts, 1, INT32_MAX));
   table.value("--rope-scaling", "TYPE:FACTOR",
-              "default, linear:F, dynamic:F or yarn:F[:ORIGINAL],\ninstead of config.json's",
+              "default, linear:F, dynamic:F, yarn:F[:ORIGINAL], or auto:\nyarn where a sequence needs it; instead of "
+              "config.json's",
               [&engine](std::string_view name, const std::string& value) -> Result<void> {
+                engine.rope.reset();
+                engine.rope_by_length = value == "auto";
+                if (engine.rope_by_length) return {};
                 TRY_ASSIGN(engine.rope, parse_rope_scaling(name, value));
                 return {};
               });

@@ -139,7 +139,7 @@ Result<bool> parse_switch(std::string_view name, std::string_view text) {
 
 Result<model::RopeConfig> parse_rope_scaling(std::string_view name, std::string_view text) {
   constexpr std::string_view kForm =
-      "default, linear:FACTOR, dynamic:FACTOR or yarn:FACTOR[:ORIGINAL], such as yarn:4:32768";
+      "auto, default, linear:FACTOR, dynamic:FACTOR or yarn:FACTOR[:ORIGINAL], such as yarn:4:32768";
   std::vector<std::string_view> parts;
   for (std::string_view rest = text;;) {
     const size_t colon = rest.find(':');

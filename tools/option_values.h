@@ -43,7 +43,8 @@ Result<std::vector<int>> parse_numbers(std::string_view name, std::string_view t
 /// 1, true, yes, on; 0, false, no, off: for flags in environment variables.
 Result<bool> parse_switch(std::string_view name, std::string_view text);
 
-/// TYPE[:FACTOR[:ORIGINAL]] with TYPE default, linear, dynamic or yarn. `theta` stays as it is in a RopeConfig.
+/// TYPE[:FACTOR[:ORIGINAL]] with TYPE default, linear, dynamic or yarn (`auto` is no scaling, but a choice of them).
+/// `theta` stays as it is in a RopeConfig.
 Result<model::RopeConfig> parse_rope_scaling(std::string_view name, std::string_view text);
 
 /// The name that `wrong` was probably meant to be: the nearest by edit distance, at most a third of its letters away;

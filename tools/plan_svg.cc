@@ -23,7 +23,8 @@ constexpr Colour kColours[] = {
     {"experts", "#4e79a7"},   {"mlp", "#4e79a7"},       {"attention", "#f28e2b"},
     {"KV cache", "#76b7b2"},  {"embedding", "#59a14f"}, {"embedding and lm_head", "#59a14f"},
     {"lm_head", "#edc948"},   {"router", "#b07aa1"},    {"norms and biases", "#ff9da7"},
-    {"workspace", "#9c755f"}, {"reserve", "#bab0ac"},
+    {"workspace", "#9c755f"}, {"requests", "#d37295"},  {"page tables", "#79706e"},
+    {"loading", "#a0cbe8"},   {"reserve", "#bab0ac"},
 };
 
 std::string_view colour_of(std::string_view purpose) {

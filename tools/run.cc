@@ -112,6 +112,7 @@ Result<int> run_command(const RunOptions& options) {
   TRY_ASSIGN(const int64_t max_tokens, run::plan_generation(*engine, request));
   TRY(load_engine(*engine, facts, console));
   TRY_ASSIGN(run::Sequence sequence, engine->start_sequence(static_cast<int64_t>(request.prompt.size()) + max_tokens));
+  report_rope(*engine, sequence, "prompt + answer", console);
   if (!conversation.tokens.empty()) TRY(restore_sequence(*engine, sequence, conversation, console));
   const AnswerForm form = options.json ? AnswerForm::kJson : chat ? AnswerForm::kChat : AnswerForm::kText;
   TRY_ASSIGN(const run::GenerationResult result,

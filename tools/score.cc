@@ -100,6 +100,7 @@ Result<Score> score_tokens(run::Engine& engine, const std::vector<TokenId>& toke
     if (!written) raise_cancel(0);  // no use in computing what cannot be written
   };
   TRY_ASSIGN(run::Sequence sequence, engine.start_sequence(score.tokens));
+  report_rope(engine, sequence, "text", console);
   const auto started = std::chrono::steady_clock::now();
   const Result<void> appended = engine.append(sequence, tokens, append);
   score.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();

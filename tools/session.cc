@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <random>
+#include <utility>
 
 #include "base/format.h"
 #include "base/json.h"
@@ -66,19 +67,30 @@ Result<void> load_engine(run::Engine& engine, const std::vector<std::string>& fa
   for (const std::string& line : engine.describe()) console.line(line);
   for (const std::string& line : facts) console.line(line);
   {
-    Progress progress(console, "loading", ProgressUnit::kBytes);
-    TRY(engine.load(
-        {.progress = [&](int64_t done, int64_t total) { progress.update(done, total); }, .cancel = &cancel_flag()}));
+    std::optional<Progress> progress(std::in_place, console, "loading", ProgressUnit::kBytes);
+    bool taking_pages = false;
+    TRY(engine.load({.progress = [&](int64_t done, int64_t total) { progress->update(done, total); },
+                     .page_progress =
+                         [&](int64_t done, int64_t total) {
+                           if (!std::exchange(taking_pages, true))
+                             progress.emplace(console, "memory", ProgressUnit::kBytes);
+                           progress->update(done, total);
+                         },
+                     .cancel = &cancel_flag()}));
   }
   report_placement(engine, console, true);
-  const load::LoadStatistics& load = engine.load_statistics();
-  if (load.bytes == 0) return {};  // made, not read
-  console.line(format("loaded    {:.2f} GB in {:.2f} s, {:.2f} GB/s", static_cast<double>(load.bytes) / 1e9,
-                      load.seconds, static_cast<double>(load.bytes) / load.seconds / 1e9));
-  log_debug("loaded    reading {:.2f} s and packing {:.2f} s per thread, {:.0f} % straight from the disk, buffers {}",
-            load.read_seconds / load.workers, load.pack_seconds / load.workers,
-            100 * static_cast<double>(load.direct_bytes) / static_cast<double>(load.bytes),
-            format_bytes(load.buffer_bytes));
+  if (const load::LoadStatistics& load = engine.load_statistics(); load.bytes > 0) {  // read, not made
+    console.line(format("loaded    {:.2f} GB in {:.2f} s, {:.2f} GB/s", static_cast<double>(load.bytes) / 1e9,
+                        load.seconds, static_cast<double>(load.bytes) / load.seconds / 1e9));
+    log_debug("loaded    reading {:.2f} s and packing {:.2f} s per thread, {:.0f} % straight from the disk, buffers {}",
+              load.read_seconds / load.workers, load.pack_seconds / load.workers,
+              100 * static_cast<double>(load.direct_bytes) / static_cast<double>(load.bytes),
+              format_bytes(load.buffer_bytes));
+  }
+  const run::PageStatistics& pages = engine.page_statistics();
+  console.line(format("memory    {:.2f} GB for KV cache and workspace taken in {:.2f} s, {:.2f} GB/s",
+                      static_cast<double>(pages.bytes) / 1e9, pages.seconds,
+                      static_cast<double>(pages.bytes) / pages.seconds / 1e9));
   return {};
 }
 
@@ -93,6 +105,15 @@ void report_placement(run::Engine& engine, Console& console, bool loaded) {
     console.line(format("placed    {}", report->sentence()));
   else
     log_debug("placement {}", report->sentence());
+}
+
+void report_rope(const run::Engine& engine, const run::Sequence& sequence, std::string_view length, Console& console) {
+  if (!engine.config().rope_by_length) return;
+  const model::RopeConfig& rope = sequence.rope();
+  const std::string chosen = rope.type == model::RopeType::kDefault
+                                 ? "no scaling"
+                                 : format("yarn factor {} of {}", rope.factor, rope.original_max_positions.value_or(0));
+  console.line(format("rope      {} for this sequence ({} = {} tokens)", chosen, length, sequence.planned_tokens()));
 }
 
 Result<run::SamplingParams> choose_sampling(const SamplingOptions& options, const model::GenerationDefaults& defaults) {

@@ -39,6 +39,10 @@ Result<void> load_engine(run::Engine& engine, const std::vector<std::string>& fa
 /// node.
 void report_placement(run::Engine& engine, Console& console, bool loaded);
 
+/// With `--rope-scaling auto`: says which scaling a sequence has, and for what length (`length` names it: "prompt +
+/// answer").
+void report_rope(const run::Engine& engine, const run::Sequence& sequence, std::string_view length, Console& console);
+
 /// What the user asked for, completed by generation_config.json. do_sample false, or a file (or no file) that says
 /// nothing about sampling, is greedy. A seed that is needed and not given is chosen at random.
 Result<run::SamplingParams> choose_sampling(const SamplingOptions& options, const model::GenerationDefaults& defaults);

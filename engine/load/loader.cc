@@ -215,6 +215,8 @@ Result<void> check_tensors(model::Model& model, const Checkpoint& checkpoint) {
   return {};
 }
 
+int64_t loader_stack_bytes(int workers) { return std::max(kLeastLoaders - workers, 0) * numa::thread_stack_bytes(); }
+
 Result<WeightMemory> allocate_weights(model::Model& model, int nodes, const numa::Topology& topology) {
   // One buffer per node, handed out in the order of use.
   constexpr int64_t kAlignment = 64;

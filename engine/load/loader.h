@@ -36,6 +36,8 @@ struct LoadStatistics {
 struct LoadOptions {
   /// Called by one thread now and then with bytes read and bytes in all.
   std::function<void(int64_t done_bytes, int64_t total_bytes)> progress = {};
+  /// The same while an engine takes the pages of KV cache and workspace, after the weights.
+  std::function<void(int64_t done_bytes, int64_t total_bytes)> page_progress = {};
   /// When it becomes true, loading stops with kInterrupted. May be nullptr.
   const std::atomic<bool>* cancel = nullptr;
   /// Where to say what the load was like. May be nullptr.
@@ -53,6 +55,9 @@ inline constexpr int64_t kBlocksBytes = 128_MiB;
 /// Workers that load, at the least, all nodes together. A worker reads a block and then packs it: a disk that is to be
 /// busy has several requests at any time, however few cores compute later. Beyond the CPUs they wait for the disk.
 inline constexpr int kLeastLoaders = 8;
+
+/// Address space for the stacks of the threads that load beside a team of so many workers.
+int64_t loader_stack_bytes(int workers);
 
 /// Allocates the weights of a model on its nodes, zero-filled, and places all matrices and vectors there: for
 /// read_weights and for weights that are made in memory. Errors: kDoesNotFit.

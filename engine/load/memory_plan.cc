@@ -5,6 +5,7 @@
 #include <span>
 
 #include "base/format.h"
+#include "engine/load/loader.h"
 #include "numa/memory.h"
 
 namespace cpuinfer::load {
@@ -98,27 +99,75 @@ int64_t reserved_bytes(const MemoryPlan& plan, size_t weight_lines, int node, co
   return numa::giant_pages_for(weights + kAlignmentBytes, node, topology) > 0 ? weights : 0;
 }
 
+// What workers take on each node to load: a block each, and its slack (read_weights).
+std::vector<int64_t> loading_bytes(model::Model& model, const PlanRequest& request) {
+  constexpr int64_t kSlack = 256_KiB;  // ends of the extents of a block, whole pages
+  constexpr int64_t kWidestElement = 4;
+  int64_t unit_bytes = 0;  // the least that a block can be, in a file of float32
+  model.visit_weights([&](const model::WeightSpec& spec) {
+    if (spec.matrix != nullptr)
+      unit_bytes = std::max(unit_bytes, int64_t{kernels::kUnitOutputs} * spec.matrix->terms() * kWidestElement);
+  });
+  const int nodes = request.nodes();
+  const int64_t workers = std::max<int64_t>(static_cast<int64_t>(request.worker_nodes.size()), kLeastLoaders);
+  const int64_t block_bytes = std::max(std::min(kBlockBytes, kBlocksBytes / workers), unit_bytes) + kSlack;
+  std::vector<int64_t> counts(nodes, 0);
+  for (const int node : request.worker_nodes) ++counts[node];
+  for (int64_t& count : counts)
+    count = round_up(std::max<int64_t>(count, ceil_div(kLeastLoaders, nodes)) * block_bytes, int64_t{2_MiB});
+  return counts;
+}
+
+// All that is held beside weights, for so many KV pages. `small_weight_bytes`: of weights on each node in pages of
+// 2 MiB or less.
+std::vector<PlanLine> lines_beside_weights(model::Model& model, const model::Placement& placement,
+                                           const PlanRequest& request, int kv_pages,
+                                           std::span<const int64_t> small_weight_bytes) {
+  const model::ModelConfig& config = model.config();
+  const int nodes = placement.nodes();
+  const int64_t tokens = int64_t{kv_pages} * kernels::kLeafTokens;
+  model::StepLimits limits = request.limits;
+  limits.context_tokens = tokens;
+  std::vector<PlanLine> lines = {
+      {"KV cache", model::KvCache::node_bytes(config, kv_pages, nodes)},
+      {"workspace", model::Workspace::node_bytes(config, limits, placement, request.worker_nodes)},
+      {"requests", std::vector<int64_t>(nodes, 0)},
+      {"page tables", std::vector<int64_t>(nodes, 0)},
+      {"reserve", std::vector<int64_t>(nodes, 0)}};
+  lines[2].node_bytes[0] = tokens * kRequestTokenBytes + int64_t{request.sequences} * config.vocab * kRequestWordBytes;
+  lines[4].node_bytes[0] = kReserveBytes;
+  // Blocks of weights are given back before the rest is taken, and lie where that will: what they have beyond it
+  // counts.
+  PlanLine loading = {"loading", loading_bytes(model, request)};
+  for (int node = 0; node < nodes; ++node) {
+    const int64_t later = lines[0].node_bytes[node] + lines[1].node_bytes[node];
+    // A table of 4 KiB for 2 MiB, which the kernel has at hand for a huge page, too.
+    lines[3].node_bytes[node] = ceil_div(small_weight_bytes[node] + later, int64_t{512});
+    loading.node_bytes[node] = std::max<int64_t>(loading.node_bytes[node] - later, 0);
+  }
+  if (loading.total() > 0) lines.insert(lines.end() - 1, std::move(loading));
+  return lines;
+}
+
 MemoryPlan plan_memory(model::Model& model, const model::Placement& placement, const PlanRequest& request,
                        const numa::Topology& topology, const numa::MemoryLimit& available) {
-  const model::ModelConfig& config = model.config();
   const int nodes = placement.nodes();
   MemoryPlan plan;
   plan.available = available;
-  plan.kv_bytes_per_token = model::KvCache::page_bytes(config) / kernels::kLeafTokens;
+  plan.kv_bytes_per_token = model::KvCache::page_bytes(model.config()) / kernels::kLeafTokens;
   plan.context_tokens = int64_t{request.kv_pages} * kernels::kLeafTokens;
   plan.lines = weight_lines(model, nodes);
   const size_t weight_line_count = plan.lines.size();
-  plan.lines.push_back({"KV cache", model::KvCache::node_bytes(config, request.kv_pages, nodes)});
-  plan.lines.push_back(
-      {"workspace", model::Workspace::node_bytes(config, request.limits, placement, request.worker_nodes)});
-  plan.lines.push_back({"reserve", std::vector<int64_t>(nodes, 0)});
-  plan.lines.back().node_bytes[0] = kReserveBytes;
   const bool simulated = nodes > static_cast<int>(topology.nodes().size());
+  std::vector<int64_t> small_weight_bytes;
   for (int node = 0; node < nodes; ++node) {
     plan.node_ids.push_back(simulated ? node : topology.home(node).id);
     plan.node_capacity.push_back(topology.home(node).free_bytes);
     plan.node_reserved.push_back(simulated ? 0 : reserved_bytes(plan, weight_line_count, node, topology));
+    small_weight_bytes.push_back(plan.node_total(node) - plan.node_reserved.back());
   }
+  for (PlanLine& line : lines_beside_weights(model, placement, request, request.kv_pages, small_weight_bytes))
+    plan.lines.push_back(std::move(line));
 
   // A simulated node shares the memory of the real one it stands on.
   const int real_nodes = std::min(static_cast<int>(topology.nodes().size()), nodes);
@@ -153,9 +202,9 @@ std::vector<int64_t> room_for_slices(const MemoryPlan& plan, std::span<const int
   return room;
 }
 
-// The longest context that fits as it is planned, or with slices that are dealt anew. KV cache and workspace grow with
-// it, all else stays. `proportional` is the plan with slices by workers, `sliced` its bytes of them on each node.
-int64_t largest_context(const model::ModelConfig& config, const model::Placement& placement, const PlanRequest& request,
+// The longest context that fits as it is planned, or with slices that are dealt anew. Weights stay, most of the rest
+// grows with it. `proportional` is the plan with slices by workers, `sliced` its bytes of them on each node.
+int64_t largest_context(model::Model& model, const model::Placement& placement, const PlanRequest& request,
                         const MemoryPlan& proportional, std::span<const int64_t> sliced, int real_nodes) {
   constexpr int kMargin = 8;  // more than plan_model begins with
   const int nodes = placement.nodes();
@@ -164,18 +213,23 @@ int64_t largest_context(const model::ModelConfig& config, const model::Placement
   for (const int node : request.worker_nodes) ++workers[node];
   const int64_t all_sliced = std::accumulate(sliced.begin(), sliced.end(), int64_t{0});
 
+  const std::vector<PlanLine> weights = weight_lines(model, nodes);
+  std::vector<int64_t> weight_bytes(nodes, 0);  // in free memory
+  for (int node = 0; node < nodes; ++node) {
+    for (const PlanLine& line : weights) weight_bytes[node] += line.node_bytes[node];
+    weight_bytes[node] -= proportional.node_reserved[node];
+  }
+
   const auto fits = [&](int64_t pages) {
     const int64_t all_pages = pages * request.sequences;
     if (all_pages > INT32_MAX) return false;
-    model::StepLimits limits = request.limits;
-    limits.context_tokens = all_pages * kernels::kLeafTokens;
-    std::vector<int64_t> others = model::KvCache::node_bytes(config, static_cast<int>(all_pages), nodes);
-    const std::vector<int64_t> work = model::Workspace::node_bytes(config, limits, placement, request.worker_nodes);
+    const std::vector<PlanLine> lines =
+        lines_beside_weights(model, placement, request, static_cast<int>(all_pages), weight_bytes);
+    std::vector<int64_t> others(nodes, 0);
     int64_t all = all_sliced;
     for (int node = 0; node < nodes; ++node) {
-      others[node] += work[node] - proportional.node_reserved[node] - sliced[node];
-      for (const PlanLine& line : proportional.lines)
-        if (line.purpose != "KV cache" && line.purpose != "workspace") others[node] += line.node_bytes[node];
+      for (const PlanLine& line : lines) others[node] += line.node_bytes[node];
+      others[node] += weight_bytes[node] - sliced[node];
       all += others[node];
     }
     if (all > proportional.available.bytes) return false;
@@ -228,15 +282,21 @@ Result<PlannedModel> plan_model(const model::ModelConfig& config, const PlanRequ
   TRY(plan_with(workers));
   const std::vector<int64_t> sliced = sliced_bytes(*planned.model, planned.placement);
   const int64_t all_sliced = std::accumulate(sliced.begin(), sliced.end(), int64_t{0});
-  const int64_t context = largest_context(config, planned.placement, request, planned.plan, sliced, real_nodes);
+  const int64_t context = largest_context(*planned.model, planned.placement, request, planned.plan, sliced, real_nodes);
 
   std::vector<int64_t> others(nodes);
   for (int node = 0; node < nodes; ++node) others[node] = planned.plan.node_total(node) - sliced[node];
-  for (int margin = 2; margin <= 16 && !planned.plan.fits() && nodes > 1; margin += 2) {
-    std::vector<int64_t> parts = fill(all_sliced, workers, room_for_slices(planned.plan, others, real_nodes, margin));
+  // Slices are whole units, up to a forty-eighth of a matrix: a node that gets too much by that is given less room.
+  constexpr int kAttempts = 8, kLeastMargin = 2;
+  std::vector<int64_t> room = room_for_slices(planned.plan, others, real_nodes, kLeastMargin);
+  for (int attempt = 0; attempt < kAttempts && !planned.plan.fits() && nodes > 1; ++attempt) {
+    std::vector<int64_t> parts = fill(all_sliced, workers, room);
     if (parts.empty()) break;
     for (int64_t& part : parts) part = ceil_div(part, int64_t{1_MiB});  // shares, small enough to be multiplied
     TRY(plan_with(std::move(parts)));
+    const std::vector<int64_t> given = sliced_bytes(*planned.model, planned.placement);
+    const std::vector<int64_t> fitting = room_for_slices(planned.plan, others, real_nodes, kLeastMargin);
+    for (int node = 0; node < nodes; ++node) room[node] -= std::max<int64_t>(given[node] - fitting[node], 0);
   }
   if (!planned.plan.fits()) {
     TRY(plan_with(workers));

@@ -62,8 +62,13 @@ struct MemoryPlan {
   Result<void> check(std::string_view other_advice = {}) const;
 };
 
-/// Memory kept free for the tokenizer, thread stacks, page tables of huge mappings and the system.
+/// Memory kept free for the program itself: code, tokenizer, thread stacks, what loading notes down.
 inline constexpr int64_t kReserveBytes = 256_MiB;
+/// What requests hold beside the KV cache, for each of its tokens: ids in the request, the sequence and the answer, and
+/// their text. A token is 4 to 5 bytes of text on average; there is room for several times as much.
+inline constexpr int64_t kRequestTokenBytes = 64;
+/// The same for each sequence and word of the vocabulary: candidates of the sampler and their probabilities.
+inline constexpr int64_t kRequestWordBytes = 32;
 
 /// A model without memory, and where it will go.
 struct PlannedModel {

@@ -34,6 +34,8 @@ struct ModelConfig {
   std::vector<bool> moe_layers;  ///< [layers]: true = experts, false = dense MLP
   int64_t max_positions = 0;     ///< max_position_embeddings: the length the model is configured for
   RopeConfig rope;
+  /// `--rope-scaling auto`: `rope` is for sequences within the native positions, sequence_rope() for any.
+  std::optional<RopeByLength> rope_by_length = {};
   DType dtype = DType::kBF16;  ///< as the config says; each tensor of the checkpoint has its own
 };
 

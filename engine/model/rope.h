@@ -1,6 +1,7 @@
 // Rotary position embedding: frequencies and cos/sin rows as Transformers computes them (modeling_rope_utils.py).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -25,6 +26,15 @@ struct RopeConfig {
   bool truncate = true;                           ///< yarn: whole-numbered ramp bounds
   std::optional<int64_t> original_max_positions;  ///< yarn; max_positions when absent
 };
+
+/// YaRN that is chosen for each sequence by the length that it is planned for (rope_length.h).
+struct RopeByLength {
+  int64_t native_positions = 0;    ///< up to these no scaling
+  int64_t original_positions = 0;  ///< which kYarnFactors multiply
+};
+
+/// The factors that the makers of Qwen3 speak of.
+inline constexpr std::array<int, 3> kYarnFactors = {2, 4, 8};
 
 /// What a sequence needs to rotate its queries and keys.
 struct RopeFrequencies {

@@ -8,28 +8,51 @@
 #include "base/format.h"
 #include "engine/load/fingerprint.h"
 #include "engine/load/synthetic.h"
+#include "engine/model/rope_length.h"
+#include "numa/page_taking.h"
 
 namespace cpuinfer::run {
 // ---------------------------------------------------------------------------------------------------------------------
 // Sequence
 
+Sequence::Sequence(Engine& engine, int64_t planned_tokens, int64_t promised_pages)
+    : engine_(&engine),
+      planned_tokens_(planned_tokens),
+      promised_pages_(promised_pages),
+      rope_(model::sequence_rope(engine.config(), planned_tokens)),
+      frequencies_(
+          model::rope_frequencies(rope_, engine.config().head_dim, engine.config().max_positions, planned_tokens)) {
+  tokens_.reserve(planned_tokens);
+  pages_.reserve(model::KvCache::pages_for(planned_tokens));
+}
+
 Sequence::Sequence(Sequence&& other) noexcept
-    : engine_(other.engine_),
+    : engine_(std::exchange(other.engine_, nullptr)),
+      planned_tokens_(other.planned_tokens_),
+      promised_pages_(other.promised_pages_),
       rope_(std::move(other.rope_)),
+      frequencies_(std::move(other.frequencies_)),
       tokens_(std::exchange(other.tokens_, {})),
       pages_(std::exchange(other.pages_, {})),
       chain_(std::exchange(other.chain_, {})) {}
 
 Sequence& Sequence::operator=(Sequence&& other) noexcept {
   std::swap(engine_, other.engine_);
+  std::swap(planned_tokens_, other.planned_tokens_);
+  std::swap(promised_pages_, other.promised_pages_);
   std::swap(rope_, other.rope_);
+  std::swap(frequencies_, other.frequencies_);
   std::swap(tokens_, other.tokens_);
   std::swap(pages_, other.pages_);
   std::swap(chain_, other.chain_);
   return *this;
 }
 
-Sequence::~Sequence() { release_pages(0); }
+Sequence::~Sequence() {
+  if (engine_ == nullptr) return;  // another has its tokens
+  release_pages(0);
+  engine_->admission_.release(promised_pages_);
+}
 
 void Sequence::release_pages(size_t keep) {
   while (pages_.size() > keep) {
@@ -69,6 +92,7 @@ Result<void> Engine::load(const load::LoadOptions& options) {
   }
   TRY_ASSIGN(kv_, model::KvCache::create(config(), kv_pages_, team_->nodes(), topology_));
   TRY_ASSIGN(workspace_, model::Workspace::create(config(), limits_, placement_, team_->worker_nodes(), topology_));
+  TRY(take_pages_of_memory(options));
   if (kv_store_) {
     kv_store_->attach(
         {.weights = load::fingerprint_weights(*model_, *team_), .numerics = kernels::profile_name(kernels_.profile)},
@@ -82,16 +106,28 @@ Result<void> Engine::load(const load::LoadOptions& options) {
   return {};
 }
 
+Result<void> Engine::take_pages_of_memory(const load::LoadOptions& options) {
+  std::vector<numa::NodeSlice> slices;
+  for (const std::span<const numa::NodeBuffer> buffers : {kv_->memory(), workspace_->memory()})
+    for (const numa::NodeBuffer& buffer : buffers)
+      for (const numa::NodeSlice& slice : buffer.slices()) slices.push_back(slice);
+  const auto started = std::chrono::steady_clock::now();
+  if (!numa::take_pages(slices, *team_, {.progress = options.page_progress, .cancel = options.cancel}))
+    return fail(ErrorCode::kInterrupted, "taking the memory of the KV cache was interrupted");
+  page_statistics_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  page_statistics_.bytes = 0;
+  for (const numa::NodeSlice& slice : slices) page_statistics_.bytes += slice.bytes;
+  return {};
+}
+
 Result<Sequence> Engine::start_sequence(int64_t planned_tokens) {
   if (planned_tokens > context_tokens_) {
     return fail(ErrorCode::kUsage, format("{} tokens are planned and the context holds {}; raise --ctx or ask for less",
                                           planned_tokens, context_tokens_));
   }
-  const model::ModelConfig& c = config();
-  Sequence sequence(*this, model::rope_frequencies(c.rope, c.head_dim, c.max_positions, planned_tokens));
-  sequence.tokens_.reserve(planned_tokens);
-  sequence.pages_.reserve(model::KvCache::pages_for(planned_tokens));
-  if (kv_store_) sequence.chain_ = kv_store_->start_chain(sequence.rope_);
+  TRY_ASSIGN(const int64_t pages, admission_.admit(planned_tokens));
+  Sequence sequence(*this, planned_tokens, pages);
+  if (kv_store_) sequence.chain_ = kv_store_->start_chain(sequence.frequencies_);
   return sequence;
 }
 
@@ -120,17 +156,25 @@ Result<void> Engine::append(Sequence& sequence, std::span<const TokenId> tokens,
 }
 
 Result<void> Engine::check_length(const Sequence& sequence, int64_t more) const {
-  if (sequence.length() + more <= context_tokens_) return {};
+  const int64_t planned = sequence.planned_tokens();
+  if (sequence.length() + more <= planned) return {};
+  if (planned < context_tokens_)
+    return fail(ErrorCode::kUsage,
+                format("{} tokens do not fit into a sequence that was started for {} and already holds {}; start it "
+                       "for more",
+                       more, planned, sequence.length()));
   return fail(ErrorCode::kUsage, format("{} tokens do not fit into a context of {} that already holds {}; raise --ctx",
-                                        more, context_tokens_, sequence.length()));
+                                        more, planned, sequence.length()));
 }
 
-Result<void> Engine::take_pages(Sequence& sequence, int64_t length) {
+void Engine::take_pages(Sequence& sequence, int64_t length) {
   while (static_cast<int64_t>(sequence.pages_.size()) < model::KvCache::pages_for(length)) {
-    TRY_ASSIGN(const int page, kv_->allocate(sequence.pages_));
-    sequence.pages_.push_back(page);
+    // What others have given back may still be on its way to the disk.
+    if (kv_store_ && kv_->free_pages() == 0) kv_store_->settle(true);
+    const Result<int> page = kv_->allocate(sequence.pages_);
+    ENSURE(page.has_value(), "a sequence was promised its pages when it was started");
+    sequence.pages_.push_back(*page);
   }
-  return {};
 }
 
 Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> requests) {
@@ -141,10 +185,9 @@ Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> re
          "a step has at least one request and at most limits().sequences");
   for (const StepRequest& request : requests)
     TRY(check_length(*request.sequence, static_cast<int64_t>(request.tokens.size())));
-  // Pages stay with their sequence when a later one gets none: they are its next pages anyway.
   for (const StepRequest& request : requests) {
     const int64_t count = static_cast<int64_t>(request.tokens.size());
-    TRY(take_pages(*request.sequence, request.sequence->length() + count));
+    take_pages(*request.sequence, request.sequence->length() + count);
   }
 
   batch_.tokens.clear();
@@ -166,7 +209,7 @@ Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> re
                                 .rows = rows,
                                 .start_position = request.sequence->length(),
                                 .pages = request.sequence->pages_,
-                                .rope = &request.sequence->rope_});
+                                .rope = &request.sequence->frequencies_});
     const model::Rows<float> logits = {workspace_->logits[static_cast<int64_t>(batch_.logit_rows.size())],
                                        workspace_->logits.stride};
     step_logits_.emplace_back(logits, wanted, config().vocab);
@@ -194,7 +237,7 @@ Result<void> Engine::fabricate_context(Sequence& sequence, int64_t length) {
   ENSURE(sequence.length() % kernels::kLeafTokens == 0 && sequence.length() <= length,
          "a context is lengthened from the end of a page");
   TRY(check_length(sequence, length - sequence.length()));
-  TRY(take_pages(sequence, length));
+  take_pages(sequence, length);
   const int64_t first_page = model::KvCache::pages_for(sequence.length());
   const int64_t pages = model::KvCache::pages_for(length) - first_page;
   const size_t half = static_cast<size_t>(kernels::page_half_elements(kv_->head_dim_padded()));

@@ -17,6 +17,7 @@
 #include "engine/load/memory_plan.h"
 #include "engine/model/generation_config.h"
 #include "engine/model/model.h"
+#include "engine/run/admission.h"
 #include "engine/run/kv_store.h"
 #include "engine/run/placement_report.h"
 #include "kernels/isa.h"
@@ -43,6 +44,8 @@ struct EngineOptions {
                                             ///< kernels::kLeafTokens; 0: context_tokens for each
   int experts = 0;                          ///< experts per token; 0: as config.json says
   std::optional<model::RopeConfig> rope;    ///< replaces the scaling of config.json; its theta is not used
+  bool rope_by_length = false;              ///< YaRN by the length of each sequence (model::sequence_rope); not
+                                            ///< together with `rope`
   int threads = 0;                          ///< 0: one per physical core
   numa::MachineOptions machine;             ///< nodes and CPUs to use
   /// Plan for this machine, which is not there, instead of for this one: its nodes, its memory, and no thread.
@@ -62,8 +65,8 @@ inline constexpr int64_t kDefaultContextTokens = 32768;
 
 class Engine;
 
-/// The tokens of one request in the KV cache. Move-only; gives its pages back when it ends. Used by one thread, and not
-/// after its engine.
+/// The tokens of one request in the KV cache. Move-only; gives its pages back when it ends, and the promise of those
+/// that it has not taken. Used by one thread, and not after its engine.
 class Sequence {
  public:
   Sequence(Sequence&& other) noexcept;
@@ -73,16 +76,22 @@ class Sequence {
   /// Tokens whose keys and values are in the cache.
   std::span<const TokenId> tokens() const { return tokens_; }
   int64_t length() const { return static_cast<int64_t>(tokens_.size()); }
+  /// The scaling of its positions: chosen when it was started, and the same until its end.
+  const model::RopeConfig& rope() const { return rope_; }
+  /// What it was started for: the most tokens that it may hold.
+  int64_t planned_tokens() const { return planned_tokens_; }
   /// Forgets everything from position `length` on. REQUIRES: length <= length().
   void truncate(int64_t length);
 
  private:
   friend class Engine;
-  Sequence(Engine& engine, model::RopeFrequencies rope) : engine_(&engine), rope_(std::move(rope)) {}
+  Sequence(Engine& engine, int64_t planned_tokens, int64_t promised_pages);
   void release_pages(size_t keep);
 
   Engine* engine_;
-  model::RopeFrequencies rope_;
+  int64_t planned_tokens_, promised_pages_;
+  model::RopeConfig rope_;
+  model::RopeFrequencies frequencies_;
   std::vector<TokenId> tokens_;
   std::vector<int> pages_;
   PageChain chain_;  // with a KV store only
@@ -143,6 +152,12 @@ struct StepProfile {
   StepProfile& operator+=(const StepProfile& other);
 };
 
+/// How long it took to take the pages of KV cache and workspace from the system.
+struct PageStatistics {
+  int64_t bytes = 0;
+  double seconds = 0;
+};
+
 /// Owns everything: topology, team, kernels, model, weights, KV cache. Lives behind a pointer; used by one thread.
 class Engine {
  public:
@@ -151,8 +166,8 @@ class Engine {
   /// Errors: of each of these parts; a plan that does not fit is not one yet (see plan()).
   static Result<std::unique_ptr<Engine>> prepare(const EngineOptions& options);
 
-  /// Allocates all memory and loads or makes the weights. Errors: kDoesNotFit with the plan's table if it does not fit,
-  /// kUsage for a planned machine.
+  /// Allocates all memory, loads or makes the weights, and takes the pages of all the rest, so that no step takes any.
+  /// Errors: kDoesNotFit with the plan's table if it does not fit, kUsage for a planned machine, kInterrupted.
   Result<void> load(const load::LoadOptions& options = {});
 
   const model::ModelConfig& config() const { return model_->config(); }
@@ -168,6 +183,8 @@ class Engine {
   const checkpoint::Checkpoint& checkpoint() const;
   /// Of load(); zeros for a synthetic model.
   const load::LoadStatistics& load_statistics() const { return load_statistics_; }
+  /// Of load().
+  const PageStatistics& page_statistics() const { return page_statistics_; }
   const model::GenerationDefaults& generation_defaults() const { return generation_defaults_; }
   const kernels::Kernels& kernels() const { return kernels_; }
   kernels::Isa isa() const { return isa_; }
@@ -181,30 +198,33 @@ class Engine {
   /// Bytes of weights that one decode step reads.
   int64_t decode_weight_bytes() const;
 
-  /// planned_tokens: the length that the sequence may reach; it fixes the rotary frequencies of `dynamic` scaling for
-  /// the life of the sequence. kUsage if it exceeds the context.
+  /// planned_tokens: the length that the sequence may reach; it fixes the rotary frequencies of `dynamic` scaling, and
+  /// the scaling where that is chosen by length, for the life of the sequence. The pages for all of them are promised:
+  /// none is missing later. Errors: kUsage (over the context), of Admission::admit.
   Result<Sequence> start_sequence(int64_t planned_tokens);
+
+  /// What is promised to the living sequences.
+  const Admission& admission() const { return admission_; }
 
   /// The most that one step() may hold.
   const model::StepLimits& limits() const { return limits_; }
 
   /// One step of any mix of decode rows and prefill chunks. What a request gets does not depend on the others, not by
-  /// a bit. Returns the logits of each request, in order. Allocates nothing as long as the sequences stay within their
-  /// planned tokens.
+  /// a bit. Returns the logits of each request, in order. Allocates nothing.
   /// REQUIRES: load() succeeded; 1 to limits().sequences requests for different sequences, their tokens and rows of
   /// logits within limits(); token ids are below config().vocab.
-  /// Errors: kUsage (longer than the context), kDoesNotFit (no free KV page); nothing was computed then.
+  /// Errors: kUsage (longer than the sequence was planned for); nothing was computed then.
   Result<std::span<const StepLogits>> step(std::span<const StepRequest> requests);
 
   /// Computes tokens after those already in the sequence, in steps of at most chunk_tokens.
   /// REQUIRES: load() succeeded; token ids are below config().vocab.
-  /// Errors: kUsage (longer than the context), kDoesNotFit (no free KV page), kInterrupted.
+  /// Errors: kUsage (longer than the sequence was planned for), kInterrupted.
   Result<void> append(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options);
 
   /// Makes the sequence hold as much of `tokens`, from the first, as it has already or the KV store has, and nothing
   /// else: the logits of what is appended are the same bits as if all had been computed. Pages of the store that are
   /// damaged are reported and not used. `progress` and `cancel` as in append(), for what is read.
-  /// REQUIRES: load() succeeded. Errors: kUsage (longer than the context), kDoesNotFit (no free KV page), kInterrupted.
+  /// REQUIRES: load() succeeded. Errors: kUsage (longer than the sequence was planned for), kInterrupted.
   Result<ReusedTokens> reuse(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options = {});
 
   /// The KV store gets complete pages of all sequences by itself, while the steps after run. This writes the last,
@@ -218,7 +238,7 @@ class Engine {
   /// For benchmarks: lengthens the sequence to `length` tokens whose keys and values are random numbers of a plausible
   /// size instead of computed ones, so that a depth costs no prefill. Every worker fills its share, with GB/s; the same
   /// for any number of threads. REQUIRES: load() succeeded; length >= sequence.length(), which is a whole number of
-  /// pages. Errors: kUsage (longer than the context), kDoesNotFit (no free KV page).
+  /// pages. Errors: kUsage (longer than the sequence was planned for).
   Result<void> fabricate_context(Sequence& sequence, int64_t length);
 
   /// For benchmarks: experts per token from the next step on, so that one loaded model serves several cases.
@@ -251,7 +271,8 @@ class Engine {
   Engine(numa::Topology topology, EngineOptions options)
       : topology_(std::move(topology)), options_(std::move(options)) {}
   Result<void> check_length(const Sequence& sequence, int64_t more) const;
-  Result<void> take_pages(Sequence& sequence, int64_t length);
+  void take_pages(Sequence& sequence, int64_t length);
+  Result<void> take_pages_of_memory(const load::LoadOptions& options);
   Result<void> open_kv_store();
   void store_pages(std::span<const StepRequest> requests);
   void collect_counters();
@@ -266,6 +287,7 @@ class Engine {
   kernels::Kernels kernels_{};
   int64_t context_tokens_ = 0;
   int kv_pages_ = 0;
+  Admission admission_;
   model::StepLimits limits_;
   numa::TeamLayout layout_;
   std::unique_ptr<numa::Team> team_;  // absent: a planned machine
@@ -280,6 +302,7 @@ class Engine {
   std::array<StepProfile, 2> profiles_;        // by StepKind
   StepKind counted_kind_ = StepKind::kDecode;  // of the steps in the workers' counters
   load::LoadStatistics load_statistics_;
+  PageStatistics page_statistics_;
   // Of the running step; kept for their memory.
   model::Batch batch_;
   std::vector<StepLogits> step_logits_;                // [requests]

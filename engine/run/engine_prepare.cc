@@ -4,46 +4,22 @@
 
 #include "base/check.h"
 #include "base/format.h"
+#include "base/log.h"
 #include "engine/load/expert_usage.h"
+#include "engine/model/rope_length.h"
 #include "engine/run/engine.h"
 
 namespace cpuinfer::run {
 namespace {
 
-// The length that the model was trained on, which scaling starts from.
-int64_t original_positions(const model::ModelConfig& config) {
-  if (config.rope.original_max_positions) return *config.rope.original_max_positions;
-  // Qwen3's first checkpoints say 40,960 = 32,768 + 8,192 for the answer; their cards scale from 32,768.
-  return config.max_positions == 40960 ? 32768 : config.max_positions;
-}
-
-// The longest context that the positions of a model are made for.
-int64_t position_limit(const model::ModelConfig& config) {
-  if (config.rope.type == model::RopeType::kDefault) return config.max_positions;
-  const int64_t original = config.rope.original_max_positions.value_or(config.max_positions);
-  const double scaled =
-      std::min(config.rope.factor * static_cast<double>(original), static_cast<double>(model::kMaxPositions));
-  return std::max(config.max_positions, static_cast<int64_t>(scaled));
-}
-
-// Which YaRN factor would allow a context: 2, 4 or 8, as the makers of Qwen3 validated them.
-std::string scaling_advice(const model::ModelConfig& config, int64_t context) {
-  const int64_t original = original_positions(config);
-  for (const int64_t factor : {2, 4, 8}) {
-    if (factor * original >= context)
-      return format("--rope-scaling yarn:{}:{} would allow {} tokens, at some cost in quality", factor, original,
-                    factor * original);
-  }
-  return format("no rope scaling that is known to work reaches that far (YaRN 8 gives {} tokens)", 8 * original);
-}
-
 Result<int64_t> choose_context(const model::ModelConfig& config, int64_t wanted) {
-  const int64_t limit = position_limit(config);
+  const int64_t limit = model::position_limit(config);
   if (wanted == 0) return std::min(limit, kDefaultContextTokens);
   if (wanted < 0) return fail(ErrorCode::kUsage, format("--ctx is {}; it must be 1 or more", wanted));
   if (wanted > limit) {
-    return fail(ErrorCode::kUsage, format("--ctx {} is over the {} positions that this model is made for ({}); {}",
-                                          wanted, limit, model::describe(config.rope), scaling_advice(config, wanted)));
+    return fail(ErrorCode::kUsage,
+                format("--ctx {} is over the {} positions that this model is made for ({}); {}", wanted, limit,
+                       model::describe_rope(config), model::scaling_advice(config, wanted)));
   }
   return wanted;
 }
@@ -79,6 +55,7 @@ Result<void> check_options(const EngineOptions& options) {
   if (!options.expert_usage_file.empty() && !options.whole_experts)
     return fail(ErrorCode::kUsage,
                 "--expert-usage balances whole experts: give --placement expert too, or leave it out");
+  ENSURE(!(options.rope && options.rope_by_length), "one rope scaling is asked for, not two");
   ENSURE(options.logit_rows >= 1, "at least one row of logits is needed to choose a token");
   ENSURE(options.sequences >= 1 && options.kv_tokens >= 0, "a step has a sequence, the cache no negative size");
   return {};
@@ -95,6 +72,7 @@ Result<void> override_config(model::ModelConfig& config, const EngineOptions& op
     }
     config.experts_per_token = options.experts;
   }
+  const double theta = config.rope.theta;
   if (options.rope) {
     constexpr double kMaxFactor = 1e6;  // as in config.json
     if (!(options.rope->factor >= 1 && options.rope->factor <= kMaxFactor))
@@ -103,8 +81,17 @@ Result<void> override_config(model::ModelConfig& config, const EngineOptions& op
     if (options.rope->type == model::RopeType::kDynamic && config.head_dim <= 2)
       return fail(ErrorCode::kUsage,
                   format("--rope-scaling dynamic needs a head_dim over 2; this model has {}", config.head_dim));
-    const double theta = config.rope.theta;
     config.rope = *options.rope;
+    config.rope.theta = theta;
+  }
+  if (options.rope_by_length) {
+    config.rope_by_length = model::rope_by_length(config);
+    if (config.rope.type != model::RopeType::kDefault)
+      log_warn(
+          "--rope-scaling auto takes the place of the scaling in config.json ({}): sequences of up to {} tokens have "
+          "none",
+          model::describe(config.rope), config.rope_by_length->native_positions);
+    config.rope = {};
     config.rope.theta = theta;
   }
   return {};
@@ -158,18 +145,21 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   const int64_t pages = options.kv_tokens != 0 ? ceil_div(options.kv_tokens, int64_t{kernels::kLeafTokens})
                                                : int64_t{sequences} * model::KvCache::pages_for(context);
   engine->kv_pages_ = static_cast<int>(std::min<int64_t>(pages, INT32_MAX));
+  engine->admission_ = Admission(engine->kv_pages_, kernels::kLeafTokens);
   const int64_t chunk = std::min<int64_t>(options.chunk_tokens, context);
   engine->limits_ = {.rows = static_cast<int>(std::max<int64_t>(chunk, sequences)),
                      .logit_rows = std::max(options.logit_rows, sequences),
                      .sequences = sequences,
                      .context_tokens = int64_t{engine->kv_pages_} * kernels::kLeafTokens};
-  numa::MemoryLimit available = options.planned_machine ? planned_memory(engine->topology_) : numa::available_memory();
+  numa::MemoryLimit available = options.planned_machine
+                                    ? planned_memory(engine->topology_)
+                                    : numa::available_memory(load::loader_stack_bytes(engine->workers()));
   if (options.memory_limit_bytes > 0 && options.memory_limit_bytes < available.bytes)
     available = {options.memory_limit_bytes, "--memory-limit"};
   engine->plan_request_ = {.limits = engine->limits_,
                            .kv_pages = engine->kv_pages_,
                            .sequences = sequences,
-                           .context_limit = position_limit(config),
+                           .context_limit = model::position_limit(config),
                            .worker_nodes = engine->layout_.worker_nodes(),
                            .whole_experts = options.whole_experts && config.experts > 0};
   if (!options.expert_usage_file.empty()) {
@@ -212,7 +202,7 @@ std::vector<std::string> Engine::describe() const {
                          limits_.sequences == 1 ? "" : format(", {} sequences at a time", limits_.sequences),
                          format_bytes(plan_.kv_bytes_per_token * plan_.context_tokens),
                          format_bytes(plan_.kv_bytes_per_token)));
-  lines.push_back(format("rope      {}", model::describe(c.rope)));
+  lines.push_back(format("rope      {}", model::describe_rope(c)));
   lines.push_back(format("threads   {} on {} node{}{}", workers(), nodes(), nodes() == 1 ? "" : "s",
                          options_.planned_machine ? " of a machine that is not there" : ""));
   lines.push_back(format("kernels   {} (numerics {}, version {}), elementwise {}", kernels_.describe_gemm(),

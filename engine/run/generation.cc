@@ -50,9 +50,16 @@ Result<int64_t> plan_generation(const Engine& engine, const GenerationRequest& r
 
 Result<GenerationResult> generate(Engine& engine, const checkpoint::Tokenizer& tokenizer, Sequence& sequence,
                                   const GenerationRequest& request, const GenerationEvents& events) {
-  TRY_ASSIGN(const int64_t max_tokens, plan_generation(engine, request));
+  TRY_ASSIGN(int64_t max_tokens, plan_generation(engine, request));
   GenerationResult result;
   result.prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  const int64_t planned = sequence.planned_tokens();
+  if (result.prompt_tokens >= planned) {
+    return fail(ErrorCode::kUsage, format("the prompt has {} tokens and the sequence was started for {}: no room for "
+                                          "an answer; start it for more",
+                                          result.prompt_tokens, planned));
+  }
+  max_tokens = std::min(max_tokens, planned - result.prompt_tokens);
 
   Sampler sampler(engine.config().vocab);
   checkpoint::Detokenizer detokenizer(tokenizer);

@@ -58,10 +58,11 @@ struct GenerationResult {
 /// ids outside the vocabulary, sampling out of range. Returns the most tokens that will be generated.
 Result<int64_t> plan_generation(const Engine& engine, const GenerationRequest& request);
 
-/// Generates into `sequence`, which may hold an earlier conversation: tokens that it shares with the prompt, and those
-/// that the KV store has, are not computed again, the rest of it is forgotten. Afterwards it holds prompt and answer
-/// but for the last token. The result depends on the request alone: not on what was reused, nor on chunks or threads
-/// (docs/numerics.md). Errors: of plan_generation, of append, kBadInput for NaN logits. An interruption is no error.
+/// Generates into `sequence`, as many tokens as it was planned for at the most. It may hold an earlier conversation:
+/// tokens that it shares with the prompt, and those that the KV store has, are not computed again, the rest of it is
+/// forgotten. Afterwards it holds prompt and answer but for the last token. The result depends on the request alone:
+/// not on what was reused, nor on chunks or threads (docs/numerics.md). Errors: of plan_generation, kUsage (a prompt
+/// that fills the sequence), of append, kBadInput for NaN logits. An interruption is no error.
 Result<GenerationResult> generate(Engine& engine, const checkpoint::Tokenizer& tokenizer, Sequence& sequence,
                                   const GenerationRequest& request, const GenerationEvents& events = {});
 

@@ -123,6 +123,32 @@ TEST_CASE("the address space limit binds") {
   CHECK(limit.reason == "`ulimit -v` allows 3.0 GiB of address space and 1.0 GiB are mapped");
 }
 
+TEST_CASE("the limit of private memory binds, and stacks to come take of it") {
+  FakeRoot root;
+  MemorySources sources = {.root = root.path(), .data_limit = 3_GiB, .data_used = 1_GiB};
+  CHECK(available_memory(sources).bytes == 2_GiB);
+  CHECK(available_memory(sources).reason == "`ulimit -d` allows 3.0 GiB of private memory and 1.0 GiB are mapped");
+  sources.unfilled_bytes = 512_MiB;
+  CHECK(available_memory(sources).bytes == 1536_MiB);
+  CHECK(available_memory(sources).reason ==
+        "`ulimit -d` allows 3.0 GiB of private memory and 1.0 GiB are mapped; stacks of threads take 512.0 MiB more");
+  // What is mapped and not filled takes no memory.
+  sources.data_limit = -1;
+  CHECK(available_memory(sources).bytes == 8_GiB);
+}
+
+TEST_CASE("a kernel that promises no more than it has") {
+  FakeRoot root;
+  root.write("proc/meminfo", "MemAvailable:    8388608 kB\nCommitLimit:     6291456 kB\nCommitted_AS:    2097152 kB\n");
+  CHECK(root.limit().bytes == 8_GiB);
+  root.write("proc/sys/vm/overcommit_memory", "0\n");
+  CHECK(root.limit().bytes == 8_GiB);
+  root.write("proc/sys/vm/overcommit_memory", "2\n");
+  CHECK(root.limit().bytes == 4_GiB);
+  CHECK(root.limit().reason ==
+        "vm.overcommit_memory is 2: the machine promises 6.0 GiB (CommitLimit) and has promised 2.0 GiB");
+}
+
 TEST_CASE("malformed files set no limit") {
   FakeRoot root;
   root.write("proc/self/mountinfo", "30 23\n\n- - -\n30 23 0:26 / /sys/fs/cgroup rw - cgroup2\nnonsense");

@@ -43,6 +43,19 @@ TEST_CASE("a conversation") {
   CHECK(terminal.finish() == 0);
 }
 
+TEST_CASE("a chat has the scaling of its whole context, also after /clear") {
+  Terminal terminal(chat({"-n", "2", "--rope-scaling", "auto", "--ctx", "16k"}));
+  REQUIRE(terminal.expect(
+      "rope      yarn factor 4 of 4096 for this sequence (all turns, the whole context = 16384 tokens)"));
+  REQUIRE(terminal.expect(">>> "));
+  terminal.type("/clear\n");
+  REQUIRE(terminal.expect(">>> "));
+  terminal.type("Hello\n");
+  CHECK(terminal.expect("answer 2 tokens"));
+  terminal.type("/bye\n");
+  CHECK(terminal.finish() == 0);
+}
+
 TEST_CASE("Ctrl-D leaves") {
   Terminal terminal(chat());
   REQUIRE(terminal.expect(">>> "));

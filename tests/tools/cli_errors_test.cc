@@ -136,7 +136,8 @@ TEST_CASE("NaN weights") {
 
 TEST_CASE("a context over the limit names the scaling that would allow it") {
   expect_error(prompt(tiny_model(), {"--ctx", "8192"}), 2,
-               {"--ctx 8192 is over the 4096 positions", "--rope-scaling yarn:2:4096 would allow 8192 tokens"});
+               {"--ctx 8192 is over the 4096 positions", "--rope-scaling auto would choose YaRN",
+                "yarn:2:4096, which reaches 8192"});
   expect_error(prompt(tiny_model(), {"--ctx", "1M"}), 2, {"no rope scaling that is known to work reaches that far"});
 }
 

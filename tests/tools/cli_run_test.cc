@@ -236,6 +236,27 @@ TEST_CASE("experts per token and rope scaling are printed and matter") {
                  "context   16384 tokens"));
 }
 
+TEST_CASE("auto scaling says what it chooses, and for what length") {
+  const auto with_length = [](const char* tokens) {
+    return good(tiny({"--prompt", "Hello", "-n", tokens, "--rope-scaling", "auto", "--ctx", "16k"})).err;
+  };
+  const std::string some = with_length("3");
+  CHECK(contains(
+      some,
+      "rope      auto, for each sequence: no scaling up to 4096 tokens, yarn factor 2 up to 8192, 4 up to 16384, 8"));
+  CHECK(contains(some, "rope      no scaling for this sequence (prompt + answer = "));
+  ProcessOptions text;
+  text.input = "Some text to score.";
+  CHECK(contains(good({"score", "-m", tiny_model(), "--rope-scaling", "auto"}, text).err,
+                 "rope      no scaling for this sequence (text = "));
+  // "Hello" and its turn are few tokens; the answer stops when the model says so, or at the signal of its end.
+  const std::string long_one =
+      good(tiny({"--raw", "--prompt", "Hello", "-n", "4096", "--stop", "e", "--stop", "a", "--stop", " ",
+                 "--rope-scaling", "auto", "--ctx", "16k", "--temp", "5", "--seed", "1"}))
+          .err;
+  CHECK(contains(long_one, "rope      yarn factor 2 of 4096 for this sequence (prompt + answer = "));
+}
+
 TEST_CASE("environment variables") {
   ProcessOptions options;
   options.environment = {{"CPUINFER_MODEL", tiny_model()}, {"CPUINFER_ISA", "avx2"}, {"CPUINFER_MAX_TOKENS", "3"}};

@@ -109,7 +109,7 @@ TEST_CASE("rope scalings") {
     CHECK(parse_rope_scaling("--rope-scaling", wrong).error().code == ErrorCode::kUsage);
   }
   CHECK(contains(parse_rope_scaling("--rope-scaling", "su:2").error().message,
-                 "it must be default, linear:FACTOR, dynamic:FACTOR or yarn:FACTOR[:ORIGINAL]"));
+                 "it must be auto, default, linear:FACTOR, dynamic:FACTOR or yarn:FACTOR[:ORIGINAL]"));
   CHECK(contains(parse_rope_scaling("--rope-scaling", "yarn:0.5").error().message, "a factor of 1 or more"));
 }
 
@@ -266,6 +266,15 @@ TEST_CASE("variables stand behind options") {
   CHECK(parse_run({"-m", "M"}, {{"CPUINFER_CTX", ""}}).model.engine.context_tokens == 0);
   CHECK(parse_run({"-m", "M"}, {{"CPUINFER_ISA", "avx2"}}).model.engine.isa == "avx2");
   CHECK(parse_run({"-m", "M"}, {{"CPUINFER_ROPE_SCALING", "yarn:4"}}).model.engine.rope->factor == 4);
+  CHECK(parse_run({"-m", "M"}, {{"CPUINFER_ROPE_SCALING", "auto"}}).model.engine.rope_by_length);
+  // The last one counts, also of two kinds.
+  const auto last_rope = [](const char* first, const char* second) {
+    return parse_run({"-m", "M", "--rope-scaling", first, "--rope-scaling", second}).model.engine;
+  };
+  CHECK(last_rope("yarn:4", "auto").rope_by_length);
+  CHECK_FALSE(last_rope("yarn:4", "auto").rope);
+  CHECK_FALSE(last_rope("auto", "yarn:4").rope_by_length);
+  CHECK(last_rope("auto", "yarn:4").rope->factor == 4);
   CHECK(parse_run({"-m", "M"}, {{"CPUINFER_QUIET", "yes"}}).console.quiet);
   CHECK_FALSE(parse_run({"-m", "M"}, {{"CPUINFER_QUIET", "0"}}).console.quiet);
   CHECK_FALSE(parse_run({"-m", "M"}, {{"NO_COLOR", ""}}).console.color);
@@ -388,6 +397,7 @@ TEST_CASE("exit codes") {
   CHECK(exit_code(ErrorCode::kBadInput, 0) == 78);
   CHECK(exit_code(ErrorCode::kUnsupported, 0) == 78);
   CHECK(exit_code(ErrorCode::kDoesNotFit, 0) == 78);
+  CHECK(exit_code(ErrorCode::kBusy, 0) == 75);
   CHECK(exit_code(ErrorCode::kPermission, 0) == 77);
   CHECK(exit_code(ErrorCode::kInterrupted, 2) == 130);
   CHECK(exit_code(ErrorCode::kInterrupted, 15) == 143);

@@ -56,7 +56,9 @@ TEST_CASE("a context over the model's limit names the scaling that would allow i
   const Error error = prepare_error(options);
   CHECK(error.code == ErrorCode::kUsage);
   CHECK(error.message.find("positions that this model is made for") != std::string::npos);
-  CHECK(error.message.find("--rope-scaling yarn:2:" + std::to_string(limit) + " would allow") != std::string::npos);
+  CHECK(error.message.find(format("--rope-scaling auto would choose YaRN for sequences that need it, at some cost in "
+                                  "quality: for {} tokens that is yarn:2:{}, which reaches {}",
+                                  limit + 1, limit, 2 * limit)) != std::string::npos);
   options.context_tokens = limit * 9;
   CHECK(prepare_error(options).message.find("no rope scaling that is known to work reaches that far") !=
         std::string::npos);
@@ -88,7 +90,8 @@ TEST_CASE("rope scaling out of range is refused, and advice starts from the leng
 
   options = options_for("rope_yarn4");  // 24 positions, scaled by 4
   options.context_tokens = 150;
-  CHECK(prepare_error(options).message.find("--rope-scaling yarn:8:24 would allow 192 tokens") != std::string::npos);
+  CHECK(prepare_error(options).message.find("for 150 tokens that is yarn:8:24, which reaches 192") !=
+        std::string::npos);
 }
 
 TEST_CASE("dynamic scaling with a head_dim of 2") {

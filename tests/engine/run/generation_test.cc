@@ -110,6 +110,20 @@ TEST_CASE_FIXTURE(Fixture, "a sequence that holds part of the prompt gives the s
   CHECK(branched->answer == expected_other.answer);
 }
 
+TEST_CASE_FIXTURE(Fixture, "an answer ends where its sequence does, and a prompt that fills it is refused") {
+  auto sequence = engine->start_sequence(50);
+  REQUIRE(sequence);
+  const auto answer = generate(*engine, tokenizer(), *sequence, request(40, 30));
+  REQUIRE(answer);
+  CHECK(answer->answer.size() == 10);
+  CHECK(answer->finish_reason == FinishReason::kLength);
+  const auto refused = generate(*engine, tokenizer(), *sequence, request(50, 30));
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == ErrorCode::kUsage);
+  CHECK(refused.error().message ==
+        "the prompt has 50 tokens and the sequence was started for 50: no room for an answer; start it for more");
+}
+
 TEST_CASE_FIXTURE(Fixture, "stop tokens and stop strings end the answer and are not shown") {
   const GenerationResult whole = fresh(request(60, 30));
   GenerationRequest stopped = request(60, 30);

@@ -71,11 +71,13 @@ TEST_CASE("the KV cache is planned for all sequences, and refused before it is a
   CHECK(loading.error().message.find("would fit") != std::string::npos);
 }
 
-TEST_CASE("a step over the context or the pages is refused and computes nothing") {
+TEST_CASE("a step over what a sequence was planned for is refused and computes nothing") {
   EngineOptions options = small_options(2, 600);
-  options.kv_tokens = 1024;  // 4 pages
   const auto engine = loaded_engine(options);
-  std::vector<Sequence> sequences = started(*engine, 2);
+  std::vector<Sequence> sequences = started(*engine, 1);
+  auto shorter = engine->start_sequence(520);
+  REQUIRE(shorter);
+  sequences.push_back(std::move(*shorter));
   const std::vector<TokenId> tokens(500, 3);
   const std::span<const TokenId> all(tokens);
   {
@@ -91,21 +93,63 @@ TEST_CASE("a step over the context or the pages is refused and computes nothing"
   CHECK(refused.error().code == ErrorCode::kUsage);
   CHECK(refused.error().message == "101 tokens do not fit into a context of 600 that already holds 500; raise --ctx");
 
-  // 2 pages are taken; both sequences would need 3.
   AppendOptions append;
   append.logit_rows = LogitRows::kNone;
-  REQUIRE(engine->append(sequences[1], all.first(300), append));
-  const StepRequest too_many[] = {{&sequences[0], all.first(50), LogitRows::kLast},
-                                  {&sequences[1], all.first(250), LogitRows::kLast}};
-  const auto full = engine->step(too_many);
-  REQUIRE_FALSE(full);
-  CHECK(full.error().code == ErrorCode::kDoesNotFit);
+  REQUIRE(engine->append(sequences[1], all, append));
+  const auto over_plan = engine->append(sequences[1], all.first(21), append);
+  REQUIRE_FALSE(over_plan);
+  CHECK(over_plan.error().code == ErrorCode::kUsage);
+  CHECK(over_plan.error().message ==
+        "21 tokens do not fit into a sequence that was started for 520 and already holds 500; start it for more");
   CHECK(sequences[0].length() == 500);
-  CHECK(sequences[1].length() == 300);
-  // One of them alone still fits.
-  const StepRequest alone[] = {{&sequences[1], all.first(200), LogitRows::kLast}};
-  REQUIRE(engine->step(alone));
   CHECK(sequences[1].length() == 500);
+  REQUIRE(engine->append(sequences[1], all.first(20), append));
+}
+
+TEST_CASE("a sequence that was admitted never lacks a page; others wait or are refused") {
+  EngineOptions options = small_options(3, 2048);
+  options.kv_tokens = 6 * 256;  // for all three
+  const auto engine = loaded_engine(options);
+  const auto never = engine->start_sequence(6 * 256 + 1);
+  REQUIRE_FALSE(never);
+  CHECK(never.error().code == ErrorCode::kDoesNotFit);
+  CHECK(never.error().message.find("need 7 KV pages of 256 tokens and the cache has 6 (1536 tokens)") !=
+        std::string::npos);
+
+  auto first = engine->start_sequence(700);  // 3 pages
+  auto second = engine->start_sequence(512);
+  REQUIRE(first);
+  REQUIRE(second);
+  const auto waits = engine->start_sequence(257);
+  REQUIRE_FALSE(waits);
+  CHECK(waits.error().code == ErrorCode::kBusy);
+  CHECK(waits.error().message.find("5 of 6 are promised to 2 other sequences") != std::string::npos);
+  auto third = engine->start_sequence(256);
+  REQUIRE(third);
+  CHECK(engine->admission().promised() == 6);
+
+  // All grow to what they were promised, at the same time, in any order.
+  const std::vector<TokenId> tokens(300, 3);
+  const std::span<const TokenId> all(tokens);
+  for (const auto& [sequence, length] : {std::pair{&*third, 256}, {&*first, 700}, {&*second, 512}})
+    while (sequence->length() < length) {
+      const auto count = std::min<int64_t>(length - sequence->length(), 300);
+      const StepRequest request[] = {{sequence, all.first(count), LogitRows::kLast}};
+      REQUIRE(engine->step(request));
+    }
+  // An end, a cut and a move: only the end gives promises back.
+  first->truncate(0);
+  CHECK(engine->start_sequence(1).error().code == ErrorCode::kBusy);
+  Sequence moved = std::move(*first);
+  CHECK(engine->admission().sequences() == 3);
+  moved = std::move(*second);  // the first one lives on in `second`
+  CHECK(engine->admission().promised() == 6);
+  {
+    const Sequence ended = std::move(moved);
+  }
+  CHECK(engine->admission().promised() == 4);
+  CHECK(engine->admission().sequences() == 2);
+  REQUIRE(engine->start_sequence(512));
 }
 
 TEST_CASE("a fabricated context is finite, repeatable and the same for any number of threads") {
