@@ -119,7 +119,7 @@ class Qwen3 final : public Model {
   const ModelConfig& config() const override { return config_; }
   void set_experts_per_token(int experts) override { config_.experts_per_token = experts; }
   void visit_weights(const WeightVisitor& visitor) override;
-  void forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& workspace) override;
+  Result<void> forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& workspace) override;
 
  private:
   void forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Workspace& ws);
@@ -140,7 +140,7 @@ class Qwen3 final : public Model {
 // ---------------------------------------------------------------------------------------------------------------------
 // The forward pass.
 
-void Qwen3::forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& ws) {
+Result<void> Qwen3::forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& ws) {
   reserve_attention_plan(config_, ws.limits, kv.stripes().nodes(), attention_plan_);
   make_attention_plan(config_, batch, kv, attention_plan_);
   const int logit_rows = static_cast<int>(batch.logit_rows.size());
@@ -158,6 +158,7 @@ void Qwen3::forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Wor
     linear(lane, normed, logit_rows, lm_head(), {}, ws.logits);
     lane.meet();
   });
+  return {};
 }
 
 void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Workspace& ws) {

@@ -39,8 +39,12 @@ void Sequence::truncate(int64_t length) {
   ENSURE(length <= this->length(), "a sequence is truncated to at most its length");
   if (length == this->length()) return;
   tokens_.resize(length);
-  release_pages(model::KvCache::pages_for(length));
-  const int slot = static_cast<int>(length % kernels::kLeafTokens);
+  clear_beyond_end();
+}
+
+void Sequence::clear_beyond_end() {
+  release_pages(model::KvCache::pages_for(length()));
+  const int slot = static_cast<int>(length() % kernels::kLeafTokens);
   if (slot != 0) engine_->kv_->clear_values_from(pages_.back(), slot);
 }
 
@@ -161,7 +165,10 @@ Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> re
   const StepKind kind = batch_.rows() == static_cast<int>(requests.size()) ? StepKind::kDecode : StepKind::kPrefill;
   if (kind != counted_kind_) collect_counters();
   counted_kind_ = kind;
-  model_->forward({*team_, kernels_}, batch_, *kv_, *workspace_);
+  if (auto computed = model_->forward({*team_, kernels_}, batch_, *kv_, *workspace_); !computed) {
+    for (const StepRequest& request : requests) request.sequence->clear_beyond_end();
+    return std::unexpected(std::move(computed).error());
+  }
   for (const StepRequest& request : requests) {
     std::vector<TokenId>& tokens = request.sequence->tokens_;
     tokens.insert(tokens.end(), request.tokens.begin(), request.tokens.end());

@@ -78,6 +78,8 @@ class Sequence {
   friend class Engine;
   Sequence(Engine& engine, model::RopeFrequencies rope) : engine_(&engine), rope_(std::move(rope)) {}
   void release_pages(size_t keep);
+  /// Empties the cache from position length() on.
+  void clear_beyond_end();
 
   Engine* engine_;
   model::RopeFrequencies rope_;
@@ -183,12 +185,14 @@ class Engine {
   /// planned tokens.
   /// REQUIRES: load() succeeded; 1 to limits().sequences requests for different sequences, their tokens and rows of
   /// logits within limits(); token ids are below config().vocab.
-  /// Errors: kUsage (longer than the context), kDoesNotFit (no free KV page); nothing was computed then.
+  /// Errors: kUsage (longer than the context), kDoesNotFit (no free KV page); nothing was computed then. Those of
+  /// model::Model::forward: no sequence has got a token then, and the step may be tried again.
   Result<std::span<const StepLogits>> step(std::span<const StepRequest> requests);
 
   /// Computes tokens after those already in the sequence, in steps of at most chunk_tokens.
   /// REQUIRES: load() succeeded; token ids are below config().vocab.
-  /// Errors: kUsage (longer than the context), kDoesNotFit (no free KV page), kInterrupted.
+  /// Errors: kUsage (longer than the context), kDoesNotFit (no free KV page), kInterrupted, those of
+  /// model::Model::forward; the steps before the one that failed stay done.
   Result<void> append(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options);
 
   /// For benchmarks: lengthens the sequence to `length` tokens whose keys and values are random numbers of a plausible
