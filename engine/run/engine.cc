@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/format.h"
+#include "engine/load/packed_loader.h"
 #include "engine/load/synthetic.h"
 
 namespace cpuinfer::run {
@@ -58,7 +59,11 @@ Result<void> Engine::load(const load::LoadOptions& options) {
   if (checkpoint_) {
     load::LoadOptions load_options = options;
     load_options.statistics = &load_statistics_;
-    TRY_ASSIGN(weights_, load::load_weights(*model_, *checkpoint_, *team_, topology_, load_options));
+    TRY_ASSIGN(weights_, load::allocate_weights(*model_, team_->nodes(), topology_));
+    if (packed_)
+      TRY(load::read_packed(*packed_, packed_layout_, packed_layout_.parts, *team_, topology_, load_options));
+    else
+      TRY(load::read_weights(*model_, *checkpoint_, *team_, topology_, load_options));
     if (options.statistics != nullptr) *options.statistics = load_statistics_;
   } else {
     TRY_ASSIGN(weights_, load::fill_synthetic(*model_, options_.synthetic->seed, *team_, topology_, options));

@@ -15,6 +15,7 @@
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/load/loader.h"
 #include "engine/load/memory_plan.h"
+#include "engine/load/packed_file.h"
 #include "engine/model/generation_config.h"
 #include "engine/model/model.h"
 #include "engine/run/placement_report.h"
@@ -237,8 +238,10 @@ class Engine {
   numa::Topology topology_;
   EngineOptions options_;
   std::optional<checkpoint::Checkpoint> checkpoint_;  // absent: synthetic
-  int trained_experts_ = 0;                           // per token, as config.json says
-  int planned_experts_ = 0;                           // per token, that memory is planned for
+  std::optional<load::PackedFile> packed_;            // present: of a packed checkpoint
+  load::PackedLayout packed_layout_;
+  int trained_experts_ = 0;  // per token, as config.json says
+  int planned_experts_ = 0;  // per token, that memory is planned for
   model::GenerationDefaults generation_defaults_;
   kernels::Isa isa_{};
   kernels::Kernels kernels_{};

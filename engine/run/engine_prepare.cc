@@ -5,6 +5,7 @@
 #include "base/check.h"
 #include "base/format.h"
 #include "engine/load/expert_usage.h"
+#include "engine/load/packed_loader.h"
 #include "engine/run/engine.h"
 
 namespace cpuinfer::run {
@@ -56,10 +57,12 @@ std::string last_name(const std::filesystem::path& directory) {
 }
 
 // Models that promise more experts than their checkpoint has tensors: found out before anything is made for each.
-Result<void> check_tensor_count(const model::ModelConfig& config, const checkpoint::Checkpoint& checkpoint) {
+// Of a packed file gate and up are one.
+Result<void> check_tensor_count(const model::ModelConfig& config, const checkpoint::Checkpoint& checkpoint,
+                                const std::optional<load::PackedFile>& packed) {
   const int64_t moe_layers = std::count(config.moe_layers.begin(), config.moe_layers.end(), true);
-  const int64_t least = config.layers + 3 * moe_layers * config.experts;
-  const int64_t found = static_cast<int64_t>(checkpoint.tensors().size());
+  const int64_t least = config.layers + (packed ? 2 : 3) * moe_layers * config.experts;
+  const int64_t found = packed ? packed->weight_count() : static_cast<int64_t>(checkpoint.tensors().size());
   if (found >= least) return {};
   return fail(ErrorCode::kBadInput,
               format("{}: config.json says {} layers, {} of them with {} experts, which is at least {} tensors; the "
@@ -120,12 +123,17 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
                 "this CPU has no AVX2 and FMA, which cpuinfer needs (Intel since 2013, AMD since 2015)");
   }
   std::optional<checkpoint::Checkpoint> checkpoint;
+  std::optional<load::PackedFile> packed;
   if (!options.synthetic) {
     TRY_ASSIGN(checkpoint, checkpoint::Checkpoint::open(options.model));
+    if (checkpoint->is_packed()) {
+      TRY_ASSIGN(packed, load::PackedFile::open(checkpoint->packed_path(),
+                                                load::reads_directly(checkpoint->total_bytes(), {})));
+    }
   }
   TRY_ASSIGN(model::ModelConfig config,
              model::parse_model_config(checkpoint ? checkpoint->config() : options.synthetic->config));
-  if (checkpoint) TRY(check_tensor_count(config, *checkpoint));
+  if (checkpoint) TRY(check_tensor_count(config, *checkpoint, packed));
   const int trained_experts = config.experts_per_token;
   TRY(override_config(config, options));
   TRY_ASSIGN(const int64_t context, choose_context(config, options.context_tokens));
@@ -135,6 +143,7 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
 
   std::unique_ptr<Engine> engine(new Engine(std::move(use.topology), options));
   engine->checkpoint_ = std::move(checkpoint);
+  engine->packed_ = std::move(packed);
   engine->trained_experts_ = trained_experts;
   engine->planned_experts_ = config.experts_per_token;
   engine->context_tokens_ = context;
@@ -179,7 +188,11 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   engine->placement_ = std::move(planned.placement);
   engine->model_ = std::move(planned.model);
   engine->plan_ = std::move(planned.plan);
-  if (engine->checkpoint_) TRY(load::check_tensors(*engine->model_, *engine->checkpoint_));
+  if (engine->packed_) {
+    TRY_ASSIGN(engine->packed_layout_, engine->packed_->layout_for(*engine->model_));
+  } else if (engine->checkpoint_) {
+    TRY(load::check_tensors(*engine->model_, *engine->checkpoint_));
+  }
   return engine;
 }
 
@@ -197,8 +210,8 @@ std::vector<std::string> Engine::describe() const {
   const model::ModelConfig& c = config();
   std::vector<std::string> lines;
   if (checkpoint_) {
-    lines.push_back(format("model     {} ({}), {} layers, {} weights", model_name(), c.architecture, c.layers,
-                           format_bytes(checkpoint_->total_bytes())));
+    lines.push_back(format("model     {} ({}), {} layers, {} {}weights", model_name(), c.architecture, c.layers,
+                           format_bytes(checkpoint_->total_bytes()), packed_ ? "packed " : ""));
   } else {
     lines.push_back(format("model     {} ({}), {} layers, random weights from seed {}", model_name(), c.architecture,
                            c.layers, options_.synthetic->seed));
