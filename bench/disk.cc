@@ -73,7 +73,8 @@ Result<std::vector<OpenFile>> open_model(const fs::path& directory, DiskFigure& 
   std::vector<fs::path> paths;
   std::error_code error;
   for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error))
-    if (it->path().extension() == ".safetensors") paths.push_back(it->path());
+    if (it->path().extension() == ".safetensors" || it->path().filename() == "weights.packed")
+      paths.push_back(it->path());
   if (error) return system_error("read the directory", directory, error.value());
   std::sort(paths.begin(), paths.end());
   std::vector<OpenFile> files;
@@ -88,14 +89,14 @@ Result<std::vector<OpenFile>> open_model(const fs::path& directory, DiskFigure& 
     file.bytes = status.st_size / kLargestBlock * kLargestBlock;
     if (file.bytes > 0) files.push_back(std::move(file));
   }
-  figure.what = format("{} safetensors file{} of {} ({})", paths.size(), paths.size() == 1 ? "" : "s",
-                       directory.string(), format_bytes(total));
+  const bool packed = paths.size() == 1 && paths[0].extension() == ".packed";
+  figure.what = format("{} {} file{} of {} ({})", paths.size(), packed ? "packed" : "safetensors",
+                       paths.size() == 1 ? "" : "s", directory.string(), format_bytes(total));
   if (files.empty())
-    return fail(
-        ErrorCode::kNotFound,
-        format("{}: no *.safetensors file of {} or more to read; give --disk with a directory on the disk to be "
-               "measured instead",
-               directory.string(), format_bytes(kLargestBlock)));
+    return fail(ErrorCode::kNotFound, format("{}: no *.safetensors file of {} or more to read; give "
+                                             "--disk with a directory on the disk to be "
+                                             "measured instead",
+                                             directory.string(), format_bytes(kLargestBlock)));
   return files;
 }
 

@@ -13,8 +13,8 @@
 namespace cpuinfer::bench {
 
 struct DiskOptions {
-  /// A directory whose *.safetensors files are read. Empty: a temporary file is made in `directory`, and read; it has
-  /// no name from the start, so that nothing can leave it behind.
+  /// A directory whose *.safetensors files or weights.packed are read. Empty: a temporary file is made in `directory`,
+  /// and read; it has no name from the start, so that nothing can leave it behind.
   std::filesystem::path model;
   std::filesystem::path directory;
   int64_t temporary_bytes = 1 << 30;      ///< size of the temporary file; less if writing it takes over two seconds

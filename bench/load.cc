@@ -9,6 +9,8 @@
 #include "base/format.h"
 #include "bench/timing.h"
 #include "engine/load/memory_plan.h"
+#include "engine/load/packed_file.h"
+#include "engine/load/packed_loader.h"
 #include "engine/model/config.h"
 #include "engine/model/model.h"
 #include "numa/memory_limit.h"
@@ -19,17 +21,24 @@ namespace {
 using checkpoint::Checkpoint;
 
 // Drops the files from the page cache, and says which part of them is still there.
-double drop_files(const Checkpoint& checkpoint) {
+double drop_files(const Checkpoint& checkpoint, const std::optional<load::PackedFile>& packed) {
   constexpr int64_t kPage = 4096;
+  struct OpenFile {
+    int descriptor;
+    int64_t bytes;
+  };
+  std::vector<OpenFile> files;
+  if (packed) files.push_back({packed->file().descriptor(), packed->data_offset() + packed->bytes()});
+  for (int i = 0; i < checkpoint.file_count(); ++i)
+    files.push_back({checkpoint.file(i).descriptor(), checkpoint.file(i).file_bytes()});
   int64_t pages = 0, cached = 0;
-  for (int i = 0; i < checkpoint.file_count(); ++i) {
-    const checkpoint::SafetensorsFile& file = checkpoint.file(i);
-    const auto bytes = static_cast<size_t>(file.file_bytes());
-    ::posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_DONTNEED);
-    pages += ceil_div(file.file_bytes(), kPage);
-    void* const mapping = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file.descriptor(), 0);
+  for (const OpenFile& file : files) {
+    const auto bytes = static_cast<size_t>(file.bytes);
+    ::posix_fadvise(file.descriptor, 0, 0, POSIX_FADV_DONTNEED);
+    pages += ceil_div(file.bytes, kPage);
+    void* const mapping = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file.descriptor, 0);
     if (mapping == MAP_FAILED) continue;
-    std::vector<unsigned char> resident(static_cast<size_t>(ceil_div(file.file_bytes(), kPage)));
+    std::vector<unsigned char> resident(static_cast<size_t>(ceil_div(file.bytes, kPage)));
     if (::mincore(mapping, bytes, resident.data()) == 0)
       cached += std::count_if(resident.begin(), resident.end(), [](unsigned char flags) { return (flags & 1) != 0; });
     ::munmap(mapping, bytes);
@@ -82,12 +91,21 @@ Result<LoadFigures> measure_load(numa::Team& team, const numa::Topology& topolog
   request.worker_nodes = team.worker_nodes();
   TRY_ASSIGN(const load::PlannedModel planned, load::plan_model(config, request, topology, available));
   model::Model* const model = planned.model.get();
-  TRY(load::check_tensors(*model, checkpoint));
+  std::optional<load::PackedFile> packed;
+  load::PackedLayout layout;
+  if (checkpoint.is_packed()) {
+    const bool direct = !options.warm && load::reads_directly(checkpoint.total_bytes(), {});
+    TRY_ASSIGN(packed, load::PackedFile::open(checkpoint.packed_path(), direct));
+    TRY_ASSIGN(layout, packed->layout_for(*model));
+  } else {
+    TRY(load::check_tensors(*model, checkpoint));
+  }
   TRY(planned.plan.check("use a model with fewer layers: the weights alone must fit"));
 
   LoadFigures figures;
   figures.model = options.model.string();
-  figures.files = checkpoint.file_count();
+  figures.files = packed ? 1 : checkpoint.file_count();
+  figures.packed = packed.has_value();
   figures.workers = team.workers();
   figures.nodes = team.nodes();
   figures.file_bytes = checkpoint.total_bytes();
@@ -120,14 +138,17 @@ Result<LoadFigures> measure_load(numa::Team& team, const numa::Topology& topolog
   std::optional<load::WeightMemory> memory;
   for (int i = 0; i <= options.repeats; ++i) {
     TRY(measure());
-    if (!options.warm) figures.still_cached = std::max(figures.still_cached, drop_files(checkpoint));
+    if (!options.warm) figures.still_cached = std::max(figures.still_cached, drop_files(checkpoint, packed));
     const PeakMemory peak;
     const Clock::time_point start = Clock::now();
     if (!memory) {
       TRY_ASSIGN(memory, load::allocate_weights(*model, team.nodes(), topology));
       for (const numa::NodeBuffer& buffer : *memory) figures.packed_bytes += buffer.size();
     }
-    TRY(load::read_weights(*model, checkpoint, team, topology, load_options));
+    if (packed)
+      TRY(load::read_packed(*packed, layout, layout.parts, team, topology, load_options));
+    else
+      TRY(load::read_weights(*model, checkpoint, team, topology, load_options));
     statistics.seconds = seconds_since(start);
     figures.loads.push_back(statistics);
     // The weights are new to the process in the first load only.
@@ -143,7 +164,8 @@ std::string load_text(const LoadFigures& figures) {
   std::string text = format("{}: {} in {} file{}, {} thread{} on {} node{}\n\n", figures.model,
                             gigabytes(figures.file_bytes), figures.files, plural(figures.files), figures.workers,
                             plural(figures.workers), figures.nodes, plural(figures.nodes));
-  text += format("{:<22} {:>8} {:>8} {:>10} {:>9} {:>9}\n", "", "GB/s", "seconds", "of disk", "reading", "packing");
+  text += format("{:<22} {:>8} {:>8} {:>10} {:>9} {:>9}\n", "", "GB/s", "seconds", "of disk", "reading",
+                 figures.packed ? "checking" : "packing");
   const bool disk = !figures.disks.empty();
   for (size_t i = 0; i < figures.loads.size(); ++i) {
     const load::LoadStatistics& load = figures.loads[i];
@@ -183,6 +205,7 @@ Json load_json(const LoadFigures& figures) {
   json.set("packed_bytes", figures.packed_bytes);
   json.set("threads", figures.workers);
   json.set("nodes", figures.nodes);
+  json.set("packed_file", figures.packed);
   json.set("warm", figures.warm);
   json.set("still_cached", figures.still_cached);
   Json disks(Json::Array{});

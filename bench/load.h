@@ -31,6 +31,7 @@ struct LoadFigures {
   std::string model;
   int files = 0, workers = 0, nodes = 0;
   int64_t file_bytes = 0, packed_bytes = 0;
+  bool packed = false;  ///< the model is packed already: what is called packing is checking
   bool warm = false;
   double still_cached = 0;        ///< part of the files that could not be dropped from the page cache
   std::vector<DiskFigure> disks;  ///< before each load and after the last; empty: not measured, see disk_note

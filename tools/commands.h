@@ -14,6 +14,7 @@ Result<int> tokenize_command(const TokenizeOptions& options);
 Result<int> detokenize_command(const DetokenizeOptions& options);
 Result<int> score_command(const ScoreOptions& options);
 Result<int> synth_command(const SynthOptions& options);
+Result<int> pack_command(const PackOptions& options);
 Result<int> bench_host_command(const BenchHostOptions& options);
 Result<int> bench_kernels_command(const BenchKernelsOptions& options);
 Result<int> bench_load_command(const BenchLoadOptions& options);

@@ -32,6 +32,7 @@ Result<int> execute(const TokenizeOptions& options) { return tokenize_command(op
 Result<int> execute(const DetokenizeOptions& options) { return detokenize_command(options); }
 Result<int> execute(const ScoreOptions& options) { return score_command(options); }
 Result<int> execute(const SynthOptions& options) { return synth_command(options); }
+Result<int> execute(const PackOptions& options) { return pack_command(options); }
 Result<int> execute(const BenchHostOptions& options) { return bench_host_command(options); }
 Result<int> execute(const BenchKernelsOptions& options) { return bench_kernels_command(options); }
 Result<int> execute(const BenchLoadOptions& options) { return bench_load_command(options); }

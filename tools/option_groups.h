@@ -36,7 +36,7 @@ Result<void> require_model(const OptionTable& table, const std::string& model);
 using ParseCommand = Result<CommandLine>(const std::vector<std::string>& arguments, const Environment& environment);
 ParseCommand parse_run;                                                                // options_run.cc
 ParseCommand parse_plan, parse_doctor, parse_tokenize, parse_detokenize, parse_score;  // options_commands.cc
-ParseCommand parse_synth;                                                              // options_commands.cc
+ParseCommand parse_synth, parse_pack;                                                  // options_commands.cc
 ParseCommand parse_bench;                                                              // options_bench.cc
 
 }  // namespace cpuinfer::tools

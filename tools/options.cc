@@ -15,7 +15,8 @@ struct CommandRow {
 
 constexpr CommandRow kCommands[] = {
     {"plan", parse_plan},   {"doctor", parse_doctor}, {"tokenize", parse_tokenize}, {"detokenize", parse_detokenize},
-    {"score", parse_score}, {"synth", parse_synth},   {"bench", parse_bench},       {"run", parse_run},
+    {"score", parse_score}, {"synth", parse_synth},   {"pack", parse_pack},         {"bench", parse_bench},
+    {"run", parse_run},
 };
 
 }  // namespace

@@ -113,6 +113,17 @@ struct SynthOptions {
   int64_t shard_bytes = 5_GiB;
 };
 
+struct PackOptions {
+  ConsoleOptions console;
+  std::string model;          ///< directory or name; empty: synthetic
+  std::string synthetic;      ///< name of a published model's sizes (named_config), packed without a checkpoint
+  std::optional<int> layers;  ///< of a synthetic model
+  uint64_t seed = 0;          ///< of a synthetic model
+  std::optional<std::string> tokenizer;  ///< of a synthetic model: directory to copy tokenizer files from
+  std::string output;
+  int threads = 0;
+};
+
 /// `cpuinfer bench host`.
 struct BenchHostOptions {
   ConsoleOptions console;
@@ -174,7 +185,7 @@ struct ShowText {
 
 using CommandLine =
     std::variant<ShowText, RunOptions, PlanOptions, DoctorOptions, TokenizeOptions, DetokenizeOptions, ScoreOptions,
-                 SynthOptions, BenchHostOptions, BenchKernelsOptions, BenchLoadOptions, BenchModelOptions>;
+                 SynthOptions, PackOptions, BenchHostOptions, BenchKernelsOptions, BenchLoadOptions, BenchModelOptions>;
 
 /// Gives an environment variable's value, or nullopt.
 using Environment = std::function<std::optional<std::string>(const char*)>;

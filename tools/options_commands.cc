@@ -157,4 +157,35 @@ Result<CommandLine> parse_synth(const std::vector<std::string>& arguments, const
   return o;
 }
 
+Result<CommandLine> parse_pack(const std::vector<std::string>& arguments, const Environment& environment) {
+  PackOptions o;
+  OptionTable table("cpuinfer pack",
+                    "Write a model with its weights packed in one file: it starts faster, and its weights\n"
+                    "may be larger than memory.");
+  add_model_name(table, o.model);
+  table.value("-o,--output", "DIR", "Model directory to write; must be new or empty", text_into(o.output),
+              Variable::kNo);
+  table.value("--synthetic", "NAME",
+              "Instead of --model: random weights in the sizes of a\npublished model, as 'synth'",
+              text_into(o.synthetic), Variable::kNo);
+  table.value("--layers", "N", "Layers of a synthetic model, instead of the published\nnumber",
+              count_into(o.layers, 1, 1024), Variable::kNo);
+  table.value("--seed", "N", "The same seed gives the same weights [0]", seed_into(o.seed), Variable::kNo);
+  table.value("--tokenizer", "DIR", "For a synthetic model: copy tokenizer.json and\ntokenizer_config.json from here",
+              text_into(o.tokenizer), Variable::kNo);
+  table.value("-t,--threads", "N", "Worker threads [one per physical core]", count_into(o.threads, 1, kMaxThreads));
+  add_console(table, o.console, environment);
+  TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
+  if (help) return ShowText{*help};
+  if (o.synthetic.empty()) {
+    if (o.model.empty()) return table.usage("no model: give --model with a directory or a name, or --synthetic NAME");
+    if (o.layers || o.tokenizer || table.given("--seed"))
+      return table.usage("--layers, --seed and --tokenizer are of a synthetic model only");
+  } else if (table.given("--model")) {
+    return table.usage("--model and --synthetic exclude each other");
+  }
+  if (o.output.empty()) return table.usage("no directory to write to: give --output DIR");
+  return o;
+}
+
 }  // namespace cpuinfer::tools

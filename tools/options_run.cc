@@ -29,6 +29,8 @@ constexpr const char* kRunFooter = R"(Commands (first argument; each has its own
   tokenize      Text on stdin to token ids in JSON
   detokenize    Token ids in JSON on stdin to text
   synth         Write a checkpoint with random weights
+  pack          Pack a model's weights once, for fast starts and for
+                weights larger than memory
   bench         Measure this machine and what runs on it
 
 With a terminal and no prompt this is a chat; with text on stdin that text is

@@ -131,6 +131,13 @@ Result<Checkpoint> Checkpoint::open(const fs::path& directory) {
     checkpoint.generation_config_ = std::move(defaults);
   }
 
+  if (has_entry(directory / kPackedName)) {
+    TRY_ASSIGN(const InputFile packed, InputFile::open(directory / kPackedName));
+    checkpoint.packed_ = true;
+    checkpoint.total_bytes_ = packed.bytes();
+    return checkpoint;
+  }
+
   // As Transformers does, the single file wins over an index.
   WeightMap map;
   std::vector<std::string> names;

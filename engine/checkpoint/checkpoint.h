@@ -27,12 +27,15 @@ struct TensorRef {
   int64_t file_offset = 0;  ///< of the first byte in that file
 };
 
+/// The file of a packed model directory (`cpuinfer pack`), which has it instead of safetensors; engine/load reads it.
+inline constexpr const char* kPackedName = "weights.packed";
+
 /// An open model directory. Move-only (TensorRefs stay valid when it is moved). Const members are thread-safe.
 /// Invariant: index, shards and headers agree: every tensor exists exactly once, in the file the index names.
 class Checkpoint {
  public:
   /// Reads the configs, the index and the header of every shard; no weight bytes.
-  /// Weights: model.safetensors, or the shards of model.safetensors.index.json.
+  /// Weights: weights.packed, model.safetensors, or the shards of model.safetensors.index.json.
   /// Errors: kNotFound (missing or unreadable), kBadInput (malformed or contradictory), kUnsupported (other formats).
   static Result<Checkpoint> open(const std::filesystem::path& directory);
 
@@ -43,12 +46,15 @@ class Checkpoint {
   /// nullptr when the directory has no generation_config.json.
   const Json* generation_config() const { return generation_config_ ? &*generation_config_ : nullptr; }
   const std::filesystem::path& directory() const { return directory_; }
+  /// True: the weights are in packed_path() and not looked at yet, and there are no tensors.
+  bool is_packed() const { return packed_; }
+  std::filesystem::path packed_path() const { return directory_ / kPackedName; }
 
   /// nullptr when there is no such tensor. O(log n).
   const TensorRef* find(std::string_view name) const;
   /// All tensors, by file and then by offset in it.
   std::span<const TensorRef> tensors() const { return tensors_; }
-  /// Sum of all tensors' bytes.
+  /// Sum of all tensors' bytes; of a packed model, of its file.
   int64_t total_bytes() const { return total_bytes_; }
 
   int file_count() const { return static_cast<int>(files_.size()); }
@@ -68,6 +74,7 @@ class Checkpoint {
   std::vector<TensorRef> tensors_;
   std::vector<int> by_name_;  // indices into tensors_, sorted by name
   int64_t total_bytes_ = 0;
+  bool packed_ = false;
 };
 
 }  // namespace cpuinfer::checkpoint

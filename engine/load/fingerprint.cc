@@ -10,6 +10,17 @@ Digest128 piece_digest(std::string_view weight, int64_t number, std::span<const 
   return storage::xxh3_128(bytes, storage::xxh3_64(weight, static_cast<uint64_t>(number)));
 }
 
+Digest128 units_digest(const model::PackedMatrix& matrix, std::string_view weight, int node, int segment,
+                       numa::Range units) {
+  const size_t unit_bytes = static_cast<size_t>(matrix.unit_elements()) * sizeof(bf16);
+  Digest128 sum;
+  for (int64_t unit = units.begin; unit < units.end; ++unit) {
+    const auto* const bytes = reinterpret_cast<const std::byte*>(matrix.unit(node, segment, unit));
+    sum += piece_digest(weight, int64_t{segment} * matrix.units() + unit, {bytes, unit_bytes});
+  }
+  return sum;
+}
+
 namespace {
 
 struct NamedMatrix {
@@ -21,22 +32,6 @@ struct NamedMatrix {
 struct alignas(128) Part {
   Digest128 sum;
 };
-
-// The share of `worker` of its node's units.
-Digest128 digest_share(const NamedMatrix& named, const numa::Worker& worker) {
-  const model::PackedMatrix& matrix = *named.matrix;
-  const numa::Range shard = matrix.shard(worker.node).units;
-  const numa::Range share = worker.share_in_node(shard.count());
-  const size_t unit_bytes = static_cast<size_t>(matrix.unit_elements()) * sizeof(bf16);
-  Digest128 sum;
-  for (int segment = 0; segment < matrix.segments(); ++segment) {
-    for (int64_t unit = shard.begin + share.begin; unit < shard.begin + share.end; ++unit) {
-      const auto* const bytes = reinterpret_cast<const std::byte*>(matrix.unit(worker.node, segment, unit));
-      sum += piece_digest(named.name, int64_t{segment} * matrix.units() + unit, {bytes, unit_bytes});
-    }
-  }
-  return sum;
-}
 
 }  // namespace
 
@@ -53,7 +48,11 @@ Digest128 fingerprint_weights(model::Model& model, numa::Team& team) {
   team.run([&](numa::Worker& worker) {
     for (const NamedMatrix& named : matrices) {
       if (named.matrix->split().is_replicated() && worker.node != 0) continue;
-      parts[static_cast<size_t>(worker.rank)].sum += digest_share(named, worker);
+      const numa::Range shard = named.matrix->shard(worker.node).units;
+      const numa::Range share = worker.share_in_node(shard.count());
+      for (int segment = 0; segment < named.matrix->segments(); ++segment)
+        parts[static_cast<size_t>(worker.rank)].sum += units_digest(
+            *named.matrix, named.name, worker.node, segment, {shard.begin + share.begin, shard.begin + share.end});
     }
   });
   for (const Part& part : parts) sum += part.sum;

@@ -19,6 +19,10 @@ inline const std::string& weight_name(const model::WeightSpec& spec) { return sp
 /// What one piece adds to a fingerprint: a unit of a matrix, number segment * units() + unit, or number 0 of a vector.
 storage::Digest128 piece_digest(std::string_view weight, int64_t number, std::span<const std::byte> bytes);
 
+/// The sum of piece_digest over units `units` of segment `segment` of a matrix, as `node` has them.
+storage::Digest128 units_digest(const model::PackedMatrix& matrix, std::string_view weight, int node, int segment,
+                                numa::Range units);
+
 /// The sum of piece_digest over all units of all segments of all matrices and over all vectors, of copies on several
 /// nodes once: the same for any number of nodes and workers and any placement, and different if a bit of a weight is.
 /// All workers read their own node's memory, at about its speed. REQUIRES: all weights are in memory; team.nodes() is

@@ -59,9 +59,11 @@ inline constexpr int kLeastLoaders = 8;
 /// Address space for the stacks of the threads that load beside a team of so many workers.
 int64_t loader_stack_bytes(int workers);
 
-/// Allocates the weights of a model on its nodes, zero-filled, and places all matrices and vectors there: for
-/// read_weights and for weights that are made in memory. Errors: kDoesNotFit.
-Result<WeightMemory> allocate_weights(model::Model& model, int nodes, const numa::Topology& topology);
+/// Allocates the weights of a model on its nodes, zero-filled, and places all matrices and vectors there, or those that
+/// are `wanted`, each at a multiple of a page: for read_weights, read_packed and weights that are made in memory.
+/// Errors: kDoesNotFit.
+Result<WeightMemory> allocate_weights(model::Model& model, int nodes, const numa::Topology& topology,
+                                      const std::function<bool(const model::WeightSpec&)>& wanted = {});
 
 /// Fills weights that have their memory: the workers of a node read that node's units in blocks of megabytes, in the
 /// order of the files, and pack them straight into its memory; a worker packs while others read. F16 and F32 tensors
@@ -72,7 +74,7 @@ Result<WeightMemory> allocate_weights(model::Model& model, int nodes, const numa
 Result<void> read_weights(model::Model& model, const checkpoint::Checkpoint& checkpoint, numa::Team& team,
                           const numa::Topology& topology, const LoadOptions& options = {});
 
-/// allocate_weights, then read_weights.
+/// allocate_weights, then read_weights. REQUIRES: the checkpoint is not packed.
 Result<WeightMemory> load_weights(model::Model& model, const checkpoint::Checkpoint& checkpoint, numa::Team& team,
                                   const numa::Topology& topology, const LoadOptions& options = {});
 

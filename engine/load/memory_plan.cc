@@ -125,7 +125,8 @@ std::vector<PlanLine> lines_beside_weights(model::Model& model, const model::Pla
                                            std::span<const int64_t> small_weight_bytes) {
   const model::ModelConfig& config = model.config();
   const int nodes = placement.nodes();
-  const int64_t tokens = int64_t{kv_pages} * kernels::kLeafTokens;
+  int64_t tokens = int64_t{kv_pages} * kernels::kLeafTokens;
+  if (request.limits.cold_pages) tokens = std::max(tokens, request.limits.context_tokens);
   model::StepLimits limits = request.limits;
   limits.context_tokens = tokens;
   std::vector<PlanLine> lines = {
@@ -146,6 +147,11 @@ std::vector<PlanLine> lines_beside_weights(model::Model& model, const model::Pla
     loading.node_bytes[node] = std::max<int64_t>(loading.node_bytes[node] - later, 0);
   }
   if (loading.total() > 0) lines.insert(lines.end() - 1, std::move(loading));
+  if (request.stage_pages > 0) {
+    model::ModelConfig layer = config;
+    layer.layers = 1;
+    lines.insert(lines.begin() + 1, {"KV read buffers", model::KvCache::node_bytes(layer, request.stage_pages, nodes)});
+  }
   return lines;
 }
 

@@ -18,7 +18,8 @@ namespace cpuinfer::load {
 /// What is to be held.
 struct PlanRequest {
   model::StepLimits limits;
-  int kv_pages = 0;                    ///< of all sequences together
+  int kv_pages = 0;                    ///< of all sequences together, in memory
+  int stage_pages = 0;                 ///< of one layer, that pages on disk are read into
   int sequences = 1;                   ///< that share them; advice names a context for each
   int64_t context_limit = 0;           ///< the most tokens that advice may name
   std::vector<int> worker_nodes = {};  ///< [workers] the node of each; every node has one

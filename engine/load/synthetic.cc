@@ -78,18 +78,26 @@ int exponent_for_terms(int64_t terms) {
   return -(bits / 2);
 }
 
-Result<WeightMemory> fill_synthetic(model::Model& model, uint64_t seed, numa::Team& team,
-                                    const numa::Topology& topology, const LoadOptions& options) {
-  TRY_ASSIGN(WeightMemory memory, allocate_weights(model, team.nodes(), topology));
+SyntheticWeights::SyntheticWeights(model::Model& model, uint64_t seed) {
+  model.visit_weights([&](const WeightSpec& spec) {
+    if (spec.matrix != nullptr) keys_.emplace(spec.matrix, random_bits(seed, keys_.size()));
+  });
+}
+
+Result<void> SyntheticWeights::fill(std::span<const WeightSpec> specs, numa::Team& team,
+                                    const LoadOptions& options) const {
   std::vector<MatrixTarget> targets;
   int64_t total_bytes = 0;
-  model.visit_weights([&](const WeightSpec& spec) {
-    if (spec.matrix == nullptr) return fill_vector(spec);
+  for (const WeightSpec& spec : specs) {
+    if (spec.matrix == nullptr) {
+      fill_vector(spec);
+      continue;
+    }
     const bool embedding = spec.tensors[0].name.ends_with("embed_tokens.weight");
-    targets.push_back({spec.matrix, spec.outputs, random_bits(seed, targets.size()),
-                       embedding ? 0 : exponent_for_terms(spec.matrix->terms())});
+    targets.push_back(
+        {spec.matrix, spec.outputs, keys_.at(spec.matrix), embedding ? 0 : exponent_for_terms(spec.matrix->terms())});
     for (int node = 0; node < team.nodes(); ++node) total_bytes += spec.matrix->shard_bytes(node);
-  });
+  }
 
   std::atomic<int64_t> done_bytes = 0;
   std::atomic<bool> stopped = false;
@@ -110,6 +118,15 @@ Result<WeightMemory> fill_synthetic(model::Model& model, uint64_t seed, numa::Te
   });
   if (stopped) return fail(ErrorCode::kInterrupted, "making the weights was interrupted");
   if (options.progress) options.progress(total_bytes, total_bytes);
+  return {};
+}
+
+Result<WeightMemory> fill_synthetic(model::Model& model, uint64_t seed, numa::Team& team,
+                                    const numa::Topology& topology, const LoadOptions& options) {
+  TRY_ASSIGN(WeightMemory memory, allocate_weights(model, team.nodes(), topology));
+  std::vector<WeightSpec> specs;
+  model.visit_weights([&](const WeightSpec& spec) { specs.push_back(spec); });
+  TRY(SyntheticWeights(model, seed).fill(specs, team, options));
   return memory;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <unordered_map>
 
 #include "base/result.h"
 #include "base/types.h"
@@ -29,6 +30,19 @@ void fill_random(uint64_t key, int exponent, std::span<bf16> out);
 
 /// The exponent for fill_random that keeps the size of activations over a sum of `terms` products.
 int exponent_for_terms(int64_t terms);
+
+/// The random weights of a model, some after others: each weight has the numbers that it has in fill_synthetic. Views
+/// the model.
+class SyntheticWeights {
+ public:
+  SyntheticWeights(model::Model& model, uint64_t seed);
+  /// Fills matrices and vectors that have their memory, every worker its own share. REQUIRES: of the model;
+  /// team.nodes() is its number of nodes. Errors: kInterrupted.
+  Result<void> fill(std::span<const model::WeightSpec> specs, numa::Team& team, const LoadOptions& options) const;
+
+ private:
+  std::unordered_map<const model::PackedMatrix*, uint64_t> keys_;
+};
 
 /// Allocates all weights on their nodes and fills them with random numbers, every worker its own share: matrices with a
 /// standard deviation near 1 / sqrt(terms) (the embedding near 1), norms with 1, biases with 0. Padding is zero, as

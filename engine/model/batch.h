@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/types.h"
+#include "engine/model/cold_pages.h"
 #include "engine/model/rope.h"
 
 namespace cpuinfer::model {
@@ -15,7 +16,8 @@ struct BatchSequence {
   int first_row = 0;
   int rows = 0;
   int64_t start_position = 0;             ///< position of the first row; earlier tokens are in the KV cache
-  std::span<const int> pages;             ///< KV pages by position / kLeafTokens, enough for all rows
+  std::span<const int> pages;             ///< KV pages by position / kLeafTokens, enough for all rows; -1: cold
+  int cold_superblocks = 0;               ///< from the first on, not in the cache but in Batch::cold; none has a row
   const RopeFrequencies* rope = nullptr;  ///< fixed for the life of the sequence
 };
 
@@ -23,7 +25,9 @@ struct BatchSequence {
 struct Batch {
   std::vector<TokenId> tokens;  ///< [rows]
   std::vector<BatchSequence> sequences;
-  std::vector<int> logit_rows;  ///< rows whose logits are wanted, ascending
+  std::vector<int> logit_rows;       ///< rows whose logits are wanted, ascending
+  std::vector<ColdSuperblock> cold;  ///< of all sequences, in their order, ascending
+  ColdPages* cold_pages = nullptr;   ///< reads `cold`, if there are any
 
   int rows() const { return static_cast<int>(tokens.size()); }
 };

@@ -10,8 +10,6 @@
 namespace cpuinfer::model {
 namespace {
 
-constexpr int kSuperblockPages = kSuperblockTokens / kernels::kLeafTokens;
-
 int64_t half_elements(const ModelConfig& config) {
   return kernels::page_half_elements(round_up(config.head_dim, kernels::kTileTerms));
 }
@@ -106,7 +104,7 @@ Result<int> KvCache::allocate(std::span<const int> pages) {
     return fail(ErrorCode::kDoesNotFit, format("all {} KV pages ({} tokens) are in use", this->pages(),
                                                int64_t{this->pages()} * kernels::kLeafTokens));
   }
-  if (!pages.empty()) {
+  if (!pages.empty() && pages.back() >= 0) {
     const bool new_superblock = pages.size() % kSuperblockPages == 0;
     const int next = (places_[pages.back()].stripe + (new_superblock ? 1 : 0)) % stripes_.stripes();
     if (!free_[next].empty()) stripe = next;

@@ -9,6 +9,7 @@
 #include "base/types.h"
 #include "engine/model/config.h"
 #include "engine/model/placement.h"
+#include "kernels/pack.h"
 #include "numa/memory.h"
 #include "numa/topology.h"
 
@@ -17,6 +18,8 @@ namespace cpuinfer::model {
 /// Tokens in a superblock of attention: partial results inside are merged first (docs/numerics.md). Its pages lie
 /// together.
 inline constexpr int kSuperblockTokens = 1024;
+inline constexpr int kSuperblockPages = kSuperblockTokens / kernels::kLeafTokens;
+inline int superblocks_for(int64_t tokens) { return static_cast<int>(ceil_div(tokens, int64_t{kSuperblockTokens})); }
 
 /// A fixed pool of pages. A page holds 256 tokens of every layer and kv head, each as [keys][values] in the packed form
 /// of kernels/pack.h, on the node that KvStripes names for the head and the page's stripe. Memory of a head and stripe
@@ -42,7 +45,7 @@ class KvCache {
   int head_dim_padded() const { return head_dim_padded_; }
   const KvStripes& stripes() const { return stripes_; }
 
-  /// The next page of a sequence that has `pages`, or kDoesNotFit if none is free. Superblocks of a sequence go to one
+  /// The next page of a sequence that has `pages` (-1: not in memory), or kDoesNotFit if none is free. Superblocks of a sequence go to one
   /// stripe after the other, as far as there are pages.
   Result<int> allocate(std::span<const int> pages);
   /// One more holder of a page, which then needs one more release().

@@ -45,7 +45,10 @@ class Model {
   /// One step: appends keys and values of all rows to the cache and computes workspace.logits[i] [vocab] float32 for
   /// batch.logit_rows[i].
   /// REQUIRES: weights loaded; the batch fits workspace.limits; token ids below vocab; pages cover all positions.
-  virtual void forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& workspace) = 0;
+  /// Errors: of what is read from disk during the step (nothing is, if all is in memory). All workers have left the
+  /// step then, the logits are worthless, and so is what the cache has of the batch's positions; the next step is as
+  /// good as any.
+  virtual Result<void> forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& workspace) = 0;
 };
 
 /// One row per model family.

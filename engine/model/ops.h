@@ -97,27 +97,37 @@ struct AttentionItem {
   int kv_head = 0;
   int first_row = 0;  ///< in the batch
   int rows = 0;
-  int superblock = -1;   ///< -1: all of them, in order; otherwise only this one
-  int64_t partial = -1;  ///< first row of its partials, [rows of the item]; -1: it is all that its rows see
+  int first_superblock = 0;
+  int end_superblock = 0;  ///< or where the rows' own tokens end, if that is before
+  int64_t partial =
+      -1;               ///< first row of its partials, [rows of the item]; -1: it begins and ends all that its rows see
+  bool begins = true;   ///< false: what its partials hold is gone on with
+  bool ends = true;     ///< false: the result goes to its partials
+  int stage_page = -1;  ///< of a cold range, in its round: where in the round's pages its first page is
 };
 /// Superblocks of one item's rows to be merged.
 struct AttentionMerge {
   int first_row = 0, rows = 0, superblocks = 0;
   int64_t partial = 0;
 };
+/// Items of each node, those of node 0 first.
+struct NodeItems {
+  std::vector<AttentionItem> items;
+  std::vector<int64_t> first_item;  ///< [nodes + 1] those of node n are first_item[n] .. first_item[n+1]-1
+};
 /// How a batch's attention is cut into items: the same for all layers. Made once per step by make_attention_plan. Items
 /// are done on the node where their keys and values lie.
 ///
 /// Sequences with up to kFewRows rows are cut by superblocks: their items norm and rotate the queries that they need
 /// and write the keys and values of their own superblock themselves. Longer ones are cut by rows, after all their keys
-/// and values have been written.
+/// and values have been written. Superblocks that are cold come first, in rounds.
 struct AttentionPlan {
-  std::vector<AttentionItem> items;  ///< those of node 0 first
-  std::vector<int64_t> first_item;   ///< [nodes + 1] those of node n are first_item[n] .. first_item[n+1]-1
+  std::vector<NodeItems> cold_rounds;
+  NodeItems resident;
   std::vector<AttentionMerge> merges;
   bool any_long = false;  ///< some sequence has more than kFewRows rows
 };
-/// Room for every batch within `limits`, so that steps allocate nothing.
+/// Room for every batch within `limits`, so that steps allocate nothing (but for cold rounds).
 void reserve_attention_plan(const ModelConfig& config, const StepLimits& limits, int nodes, AttentionPlan& plan);
 void make_attention_plan(const ModelConfig& config, const Batch& batch, const KvCache& kv, AttentionPlan& plan);
 
@@ -125,7 +135,8 @@ void make_attention_plan(const ModelConfig& config, const Batch& batch, const Kv
 /// split into heads, q and k are normed and rotated, k and v appended to the cache. Leaves of 256 tokens and
 /// superblocks of 1024 at absolute positions are merged in a fixed tree (docs/numerics.md), so the result depends on
 /// nothing but the sequence. Meets the others inside (those of the node where a kv head lies on one node): once if
-/// there are long sequences, once if superblocks are to be merged. workspace: reads qkv, cos, sin; writes queries,
+/// there are long sequences, once if superblocks are to be merged; and all of them three times in each cold round.
+/// workspace: reads qkv, cos, sin; writes queries,
 /// attention.
 void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const AttentionPlan& plan, int layer,
                const AttentionWeights& weights, KvCache& kv, Workspace& workspace);

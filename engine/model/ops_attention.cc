@@ -13,10 +13,6 @@
 namespace cpuinfer::model {
 namespace {
 
-constexpr int kLeavesPerSuperblock = kSuperblockTokens / kernels::kLeafTokens;
-
-int superblocks_for(int64_t tokens) { return static_cast<int>(ceil_div(tokens, int64_t{kSuperblockTokens})); }
-
 // Some query rows of one kv head: rows are (token, query head of the group), token by token.
 struct QueryRows {
   const BatchSequence& sequence;
@@ -44,10 +40,16 @@ struct HeadContext {
   const ModelConfig& config;
   const AttentionWeights& weights;
   const Workspace& workspace;
-  KvCache& kv;
-  int layer;
+  KvCache& kv;  // or the stage that cold pages are read into,
+  int layer;    // which has one layer
   int kv_head;
+  // Of a cold range: the page of the stage that its first leaf lies in.
+  int64_t first_leaf = 0;
+  int first_stage_page = -1;
 
+  int page(const BatchSequence& sequence, int64_t leaf) const {
+    return first_stage_page < 0 ? sequence.pages[leaf] : first_stage_page + static_cast<int>(leaf - first_leaf);
+  }
   int group() const { return config.heads / config.kv_heads; }
   // The float32 outputs of this kv head in a row of qkv: its query heads, then the key, then the value.
   const float* heads_of(int64_t row) const {
@@ -152,7 +154,7 @@ void add_leaf(Lane& lane, const HeadContext& head, const QueryRows& query, int64
     return static_cast<int>(std::min<int64_t>(kernels::kLeafTokens, query.position(row) - leaf_start + 1));
   };
   const int widest = visible(query.rows() - 1);
-  const int page = query.sequence.pages[leaf];
+  const int page = head.page(query.sequence, leaf);
   const int head_dim_padded = head.kv.head_dim_padded();
   const int value_terms = round_up(widest, kernels::kTileTerms);
   const bf16* const values = head.kv.values(head.layer, head.kv_head, page);
@@ -228,159 +230,173 @@ void rope_tables(Lane& lane, const Batch& batch, Rows<float> cos, Rows<float> si
   }
 }
 
-void reserve_attention_plan(const ModelConfig& config, const StepLimits& limits, int nodes, AttentionPlan& plan) {
-  const int rows_per_item = std::max(1, kRowBlock / (config.heads / config.kv_heads));
-  plan.merges.reserve(limits.sequences);
-  plan.items.reserve(config.kv_heads * (limits.context_tokens / kSuperblockTokens + 2 * int64_t{limits.sequences} +
-                                        limits.rows / rows_per_item));
-  plan.first_item.reserve(nodes + 1);
-}
+namespace {
 
-void make_attention_plan(const ModelConfig& config, const Batch& batch, const KvCache& kv, AttentionPlan& plan) {
-  plan.items.clear();
-  plan.first_item.clear();
-  plan.merges.clear();
-  plan.any_long = false;
-  const int rows_per_item = std::max(1, kRowBlock / (config.heads / config.kv_heads));
-  for (int node = 0; node < kv.stripes().nodes(); ++node) {
-    plan.first_item.push_back(static_cast<int64_t>(plan.items.size()));
-    int64_t partial = 0;
-    for (int s = 0; s < static_cast<int>(batch.sequences.size()); ++s) {
-      const BatchSequence& sequence = batch.sequences[s];
-      if (sequence.rows <= kFewRows) {
-        const int superblocks = superblocks_for(sequence.start_position + sequence.rows);
-        const bool merges = superblocks > 1;
-        if (merges && node == 0) plan.merges.push_back({sequence.first_row, sequence.rows, superblocks, partial});
-        // Partials are [superblock][kv head][row].
-        const int64_t rows_of_head = int64_t{sequence.rows} * (config.heads / config.kv_heads);
-        for (int kv_head = 0; kv_head < config.kv_heads; ++kv_head) {
-          for (int superblock = 0; superblock < superblocks; ++superblock) {
-            if (kv.node_of(kv_head, sequence.pages[superblock * kLeavesPerSuperblock]) != node) continue;
-            const int64_t first = partial + (int64_t{superblock} * config.kv_heads + kv_head) * rows_of_head;
-            plan.items.push_back(
-                {s, kv_head, sequence.first_row, sequence.rows, superblock, merges ? first : int64_t{-1}});
-          }
-        }
-        if (merges) partial += superblocks * config.kv_heads * rows_of_head;
-        continue;
-      }
-      plan.any_long = true;
-      for (int kv_head = 0; kv_head < config.kv_heads; ++kv_head) {
-        for (int row = 0; row < sequence.rows; row += rows_per_item) {
-          // An item reads all superblocks: of a head on several nodes, each of them takes some items.
-          if (kv.stripes().node(kv_head, row / rows_per_item % kv.stripes().stripes()) != node) continue;
-          plan.items.push_back(
-              {s, kv_head, sequence.first_row + row, std::min(rows_per_item, sequence.rows - row), -1, -1});
-        }
-      }
+// What the workers do with the items of one round, or of all that is resident.
+class AttentionPass {
+ public:
+  AttentionPass(Lane& lane, const ModelConfig& config, const Batch& batch, int layer, const AttentionWeights& weights,
+                KvCache& kv, Workspace& workspace)
+      : lane_(lane), config_(config), batch_(batch), layer_(layer), weights_(weights), kv_(kv), workspace_(workspace) {}
+
+  // Items of this worker's node. cold_page: the first of the round in the stage; -1: the resident ones.
+  void attend(const NodeItems& items, int cold_page);
+  // Merges the superblocks of the sequences that were cut by them.
+  void merge(std::span<const AttentionMerge> merges, const HeadShare& head_share);
+
+ private:
+  int group() const { return config_.heads / config_.kv_heads; }
+  int padded_outputs() const { return round_up(config_.head_dim, kernels::kUnitOutputs); }
+  PartialRows partials() const { return {workspace_.partial_max, workspace_.partial_sum, workspace_.partial_out}; }
+  void copy(const kernels::AttentionPartial& to, const kernels::AttentionPartial& from) const {
+    *to.max = *from.max;
+    *to.sum = *from.sum;
+    std::memcpy(to.out, from.out, padded_outputs() * sizeof(float));
+  }
+  void finish(int row, int kv_head, int g, const kernels::AttentionPartial& partial) {
+    const int segment = round_up(group() * config_.head_dim, kernels::kTileTerms);
+    lane_.kernels.elementwise->finish_attention(
+        {.x = partial.out,
+         .sum = *partial.sum,
+         .n = config_.head_dim,
+         .out = workspace_.attention[row] + int64_t{kv_head} * segment + int64_t{g} * config_.head_dim});
+  }
+  void prepare_queries(const HeadContext& head, const AttentionItem& item, const AttentionItem* before,
+                       const QueryRows& query);
+  void add_superblocks(const HeadContext& head, const AttentionItem& item, const QueryRows& query);
+
+  Lane& lane_;
+  const ModelConfig& config_;
+  const Batch& batch_;
+  int layer_;
+  const AttentionWeights& weights_;
+  KvCache& kv_;
+  Workspace& workspace_;
+};
+
+void AttentionPass::attend(const NodeItems& items, int cold_page) {
+  WorkerScratch& scratch = lane_.scratch;
+  const int64_t first_item = items.first_item[lane_.worker.node];
+  const numa::Range share = lane_.worker.share_in_node(items.first_item[lane_.worker.node + 1] - first_item);
+  lane_.worker.deal({first_item + share.begin, first_item + share.end});
+  const AttentionItem* before = nullptr;
+  for (numa::Range piece = lane_.worker.take(1, 1); piece.count() > 0; piece = lane_.worker.take(1, 1)) {
+    const AttentionItem& item = items.items[piece.begin];
+    const bool cold = cold_page >= 0;
+    const HeadContext head = {.config = config_,
+                              .weights = weights_,
+                              .workspace = workspace_,
+                              .kv = cold ? batch_.cold_pages->stage() : kv_,
+                              .layer = cold ? 0 : layer_,
+                              .kv_head = item.kv_head,
+                              .first_leaf = int64_t{item.first_superblock} * kSuperblockPages,
+                              .first_stage_page = cold ? cold_page + item.stage_page : -1};
+    const BatchSequence& sequence = batch_.sequences[item.sequence];
+    const QueryRows query = {.sequence = sequence,
+                             .first_position = sequence.start_position + (item.first_row - sequence.first_row),
+                             .tokens = item.rows,
+                             .group = group(),
+                             .queries = sequence.rows <= kFewRows ? scratch.queries : workspace_.queries,
+                             .row_numbers = scratch.row_numbers};
+    prepare_queries(head, item, before, query);
+    before = &item;
+    if (item.begins)
+      clear(scratch.total, query.rows());
+    else
+      for (int row = 0; row < query.rows(); ++row) copy(at(scratch.total, row), at(partials(), item.partial + row));
+    add_superblocks(head, item, query);
+    for (int row = 0; row < query.rows(); ++row) {
+      if (item.ends)
+        finish(item.first_row + row / group(), item.kv_head, row % group(), at(scratch.total, row));
+      else
+        copy(at(partials(), item.partial + row), at(scratch.total, row));
     }
   }
-  plan.first_item.push_back(static_cast<int64_t>(plan.items.size()));
 }
+
+void AttentionPass::prepare_queries(const HeadContext& head, const AttentionItem& item, const AttentionItem* before,
+                                    const QueryRows& query) {
+  WorkerScratch& scratch = lane_.scratch;
+  if (query.sequence.rows > kFewRows) {
+    for (int row = 0; row < query.rows(); ++row)
+      scratch.row_numbers[row] =
+          (item.first_row + row / group()) * config_.heads + item.kv_head * group() + row % group();
+    return;
+  }
+  const bool same_queries = before != nullptr && before->sequence == item.sequence && before->kv_head == item.kv_head;
+  for (int row = 0; row < item.rows; ++row) {
+    if (!same_queries) split_queries(lane_, head, item.first_row + row, scratch.queries, int64_t{row} * group());
+    if ((query.first_position + row) / kSuperblockTokens == item.first_superblock)
+      append_key_value(lane_, head, query.sequence, item.first_row + row);
+  }
+  for (int row = 0; row < query.rows(); ++row) scratch.row_numbers[row] = row;
+}
+
+void AttentionPass::add_superblocks(const HeadContext& head, const AttentionItem& item, const QueryRows& query) {
+  WorkerScratch& scratch = lane_.scratch;
+  const int64_t tokens_seen = query.first_position + item.rows;
+  const int end = std::min(item.end_superblock, superblocks_for(tokens_seen));
+  const int64_t leaves_seen =
+      std::min(int64_t{end} * kSuperblockPages, ceil_div(tokens_seen, int64_t{kernels::kLeafTokens}));
+  for (int superblock = item.first_superblock; superblock < end; ++superblock) {
+    clear(scratch.superblock, query.rows());
+    const int64_t first_leaf = int64_t{superblock} * kSuperblockPages;
+    const int64_t end_leaf = std::min(first_leaf + kSuperblockPages, leaves_seen);
+    for (int64_t leaf = first_leaf; leaf < end_leaf; ++leaf) {
+      // Of a superblock in an item of its own, the next one is probably read afterwards.
+      const bool last =
+          head.first_stage_page >= 0 ? leaf + 1 >= leaves_seen : (leaf + 1) * kernels::kLeafTokens >= tokens_seen;
+      const bf16* const next =
+          last ? nullptr : head.kv.keys(head.layer, head.kv_head, head.page(query.sequence, leaf + 1));
+      add_leaf(lane_, head, query, leaf, next);
+    }
+    for (int row = 0; row < query.rows(); ++row) {
+      lane_.kernels.elementwise->merge_partial(
+          {.dst = at(scratch.total, row), .src = at(scratch.superblock, row), .n = padded_outputs()});
+    }
+  }
+}
+
+void AttentionPass::merge(std::span<const AttentionMerge> merges, const HeadShare& head_share) {
+  for (const AttentionMerge& merge : merges) {
+    const int64_t rows = int64_t{merge.rows} * config_.heads;  // partials of one superblock
+    const int64_t first_row = head_share.heads.begin * merge.rows * group();
+    const numa::Range own = head_share.of(lane_, head_share.heads.count() * merge.rows * group());
+    for (int64_t r = first_row + own.begin; r < first_row + own.end; ++r) {
+      const kernels::AttentionPartial total = at(partials(), merge.partial + r);
+      for (int superblock = 1; superblock < merge.superblocks; ++superblock) {
+        lane_.kernels.elementwise->merge_partial(
+            {.dst = total, .src = at(partials(), merge.partial + superblock * rows + r), .n = padded_outputs()});
+      }
+      const int per_head = merge.rows * group();
+      const int row = static_cast<int>(r % per_head);
+      finish(merge.first_row + row / group(), static_cast<int>(r / per_head), row % group(), total);
+    }
+  }
+}
+
+}  // namespace
 
 void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const AttentionPlan& plan, int layer,
                const AttentionWeights& weights, KvCache& kv, Workspace& workspace) {
-  WorkerScratch& scratch = lane.scratch;
-  const int group = config.heads / config.kv_heads;
-  const int head_dim = config.head_dim;
-  const int padded_outputs = round_up(head_dim, kernels::kUnitOutputs);
-  const int segment = round_up(group * head_dim, kernels::kTileTerms);
-  const PartialRows partials = {workspace.partial_max, workspace.partial_sum, workspace.partial_out};
-
-  const auto finish = [&](int row, int kv_head, int g, const kernels::AttentionPartial& partial) {
-    lane.kernels.elementwise->finish_attention(
-        {.x = partial.out,
-         .sum = *partial.sum,
-         .n = head_dim,
-         .out = workspace.attention[row] + int64_t{kv_head} * segment + int64_t{g} * head_dim});
-  };
-
   const HeadShare head_share(lane, kv.stripes());
   if (plan.any_long) {
     split_heads(lane, config, batch, layer, weights, kv, workspace);
     head_share.meet(lane);
   }
-
-  const int64_t first_item = plan.first_item[lane.worker.node];
-  const numa::Range share = lane.worker.share_in_node(plan.first_item[lane.worker.node + 1] - first_item);
-  lane.worker.deal({first_item + share.begin, first_item + share.end});
-  const AttentionItem* before = nullptr;
-  for (numa::Range piece = lane.worker.take(1, 1); piece.count() > 0; piece = lane.worker.take(1, 1)) {
-    const AttentionItem& item = plan.items[piece.begin];
-    const int kv_head = item.kv_head;
-    const HeadContext head = {config, weights, workspace, kv, layer, kv_head};
-    const BatchSequence& sequence = batch.sequences[item.sequence];
-    const bool few = sequence.rows <= kFewRows;
-    const QueryRows query = {.sequence = sequence,
-                             .first_position = sequence.start_position + (item.first_row - sequence.first_row),
-                             .tokens = item.rows,
-                             .group = group,
-                             .queries = few ? scratch.queries : workspace.queries,
-                             .row_numbers = scratch.row_numbers};
-    if (few) {
-      const bool same_queries = before != nullptr && before->sequence == item.sequence && before->kv_head == kv_head;
-      for (int row = 0; row < item.rows; ++row) {
-        if (!same_queries) split_queries(lane, head, item.first_row + row, scratch.queries, int64_t{row} * group);
-        if ((query.first_position + row) / kSuperblockTokens == item.superblock)
-          append_key_value(lane, head, sequence, item.first_row + row);
-      }
-      for (int row = 0; row < query.rows(); ++row) scratch.row_numbers[row] = row;
-    } else {
-      for (int row = 0; row < query.rows(); ++row)
-        scratch.row_numbers[row] = (item.first_row + row / group) * config.heads + kv_head * group + row % group;
-    }
-    before = &item;
-
-    const int64_t tokens_seen = query.first_position + item.rows;
-    const int first_superblock = std::max(item.superblock, 0);
-    const int last_superblock = item.superblock >= 0 ? item.superblock : superblocks_for(tokens_seen) - 1;
-    clear(scratch.total, query.rows());
-    for (int superblock = first_superblock; superblock <= last_superblock; ++superblock) {
-      clear(scratch.superblock, query.rows());
-      const int64_t first_leaf = int64_t{superblock} * kLeavesPerSuperblock;
-      const int64_t end_leaf =
-          std::min(first_leaf + kLeavesPerSuperblock, ceil_div(tokens_seen, int64_t{kernels::kLeafTokens}));
-      for (int64_t leaf = first_leaf; leaf < end_leaf; ++leaf) {
-        const bool last = (leaf + 1) * kernels::kLeafTokens >= tokens_seen;
-        const bf16* const next = last ? nullptr : kv.keys(layer, kv_head, sequence.pages[leaf + 1]);
-        add_leaf(lane, head, query, leaf, next);
-      }
-      for (int row = 0; row < query.rows(); ++row) {
-        lane.kernels.elementwise->merge_partial(
-            {.dst = at(scratch.total, row), .src = at(scratch.superblock, row), .n = padded_outputs});
-      }
-    }
-    for (int row = 0; row < query.rows(); ++row) {
-      const kernels::AttentionPartial total = at(scratch.total, row);
-      if (item.partial < 0) {
-        finish(item.first_row + row / group, kv_head, row % group, total);
-        continue;
-      }
-      const kernels::AttentionPartial slot = at(partials, item.partial + row);
-      *slot.max = *total.max;
-      *slot.sum = *total.sum;
-      std::memcpy(slot.out, total.out, padded_outputs * sizeof(float));
-    }
+  AttentionPass pass(lane, config, batch, layer, weights, kv, workspace);
+  for (int round = 0; round < static_cast<int>(plan.cold_rounds.size()); ++round) {
+    if (lane.worker.rank == 0) batch.cold_pages->wait(layer, round);
+    lane.meet();
+    batch.cold_pages->verify(layer, round, lane.worker);
+    pass.attend(plan.cold_rounds[round], batch.cold_pages->first_page(layer, round));
+    lane.meet();
+    if (lane.worker.rank == 0) batch.cold_pages->release(layer, round);
   }
+  pass.attend(plan.resident, -1);
   if (plan.merges.empty()) return;
   head_share.meet(lane);
-
-  for (const AttentionMerge& merge : plan.merges) {
-    const int64_t rows = int64_t{merge.rows} * config.heads;  // partials of one superblock
-    const int64_t first_row = head_share.heads.begin * merge.rows * group;
-    const numa::Range own = head_share.of(lane, head_share.heads.count() * merge.rows * group);
-    for (int64_t r = first_row + own.begin; r < first_row + own.end; ++r) {
-      const kernels::AttentionPartial total = at(partials, merge.partial + r);
-      for (int superblock = 1; superblock < merge.superblocks; ++superblock) {
-        lane.kernels.elementwise->merge_partial(
-            {.dst = total, .src = at(partials, merge.partial + superblock * rows + r), .n = padded_outputs});
-      }
-      const int per_head = merge.rows * group;
-      const int kv_head = static_cast<int>(r / per_head);
-      const int row = static_cast<int>(r % per_head);
-      finish(merge.first_row + row / group, kv_head, row % group, total);
-    }
-  }
+  pass.merge(plan.merges, head_share);
 }
 
 }  // namespace cpuinfer::model

@@ -119,7 +119,7 @@ class Qwen3 final : public Model {
   const ModelConfig& config() const override { return config_; }
   void set_experts_per_token(int experts) override { config_.experts_per_token = experts; }
   void visit_weights(const WeightVisitor& visitor) override;
-  void forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& workspace) override;
+  Result<void> forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& workspace) override;
 
  private:
   void forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Workspace& ws);
@@ -140,7 +140,7 @@ class Qwen3 final : public Model {
 // ---------------------------------------------------------------------------------------------------------------------
 // The forward pass.
 
-void Qwen3::forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& ws) {
+Result<void> Qwen3::forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& ws) {
   reserve_attention_plan(config_, ws.limits, kv.stripes().nodes(), attention_plan_);
   make_attention_plan(config_, batch, kv, attention_plan_);
   const int logit_rows = static_cast<int>(batch.logit_rows.size());
@@ -158,6 +158,7 @@ void Qwen3::forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Wor
     linear(lane, normed, logit_rows, lm_head(), {}, ws.logits);
     lane.meet();
   });
+  return {};
 }
 
 void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Workspace& ws) {
@@ -260,7 +261,13 @@ void Qwen3::visit_weights(const WeightVisitor& visitor) {
     Layer& layer = layers_[l];
     const std::string prefix = format("model.layers.{}.", l);
     const std::string attention = prefix + "self_attn.";
-    visitor(whole_vector("norms and biases", prefix + "input_layernorm.weight", c.hidden, &layer.attention_norm));
+    int expert = -1;
+    const WeightVisitor visit = [&](WeightSpec spec) {
+      spec.layer = l;
+      spec.expert = expert;
+      visitor(spec);
+    };
+    visit(whole_vector("norms and biases", prefix + "input_layernorm.weight", c.hidden, &layer.attention_norm));
     const auto qkv_tensors = [&](const char* kind, bool matrix) {
       std::vector<TensorSpec> tensors;
       for (const auto& [name, heads] :
@@ -271,22 +278,21 @@ void Qwen3::visit_weights(const WeightVisitor& visitor) {
       }
       return tensors;
     };
-    visitor({"attention", qkv_tensors("weight", true), qkv_rows_, &layer.qkv, nullptr});
+    visit({"attention", qkv_tensors("weight", true), qkv_rows_, &layer.qkv, nullptr});
+    if (c.attention_bias) visit({"norms and biases", qkv_tensors("bias", false), qkv_rows_, nullptr, &layer.qkv_bias});
+    visit(whole_vector("norms and biases", attention + "q_norm.weight", c.head_dim, &layer.query_norm));
+    visit(whole_vector("norms and biases", attention + "k_norm.weight", c.head_dim, &layer.key_norm));
+    visit(whole_matrix("attention", attention + "o_proj.weight", &layer.output));
     if (c.attention_bias)
-      visitor({"norms and biases", qkv_tensors("bias", false), qkv_rows_, nullptr, &layer.qkv_bias});
-    visitor(whole_vector("norms and biases", attention + "q_norm.weight", c.head_dim, &layer.query_norm));
-    visitor(whole_vector("norms and biases", attention + "k_norm.weight", c.head_dim, &layer.key_norm));
-    visitor(whole_matrix("attention", attention + "o_proj.weight", &layer.output));
-    if (c.attention_bias)
-      visitor(whole_vector("norms and biases", attention + "o_proj.bias", c.hidden, &layer.output_bias));
-    visitor(whole_vector("norms and biases", prefix + "post_attention_layernorm.weight", c.hidden, &layer.mlp_norm));
+      visit(whole_vector("norms and biases", attention + "o_proj.bias", c.hidden, &layer.output_bias));
+    visit(whole_vector("norms and biases", prefix + "post_attention_layernorm.weight", c.hidden, &layer.mlp_norm));
     if (c.moe_layers[l]) {
-      visitor(whole_matrix("router", prefix + "mlp.gate.weight", &layer.router));
-      for (int e = 0; e < c.experts; ++e)
-        visit_mlp(visitor, "experts", format("{}mlp.experts.{}.", prefix, e), c.moe_intermediate, c.hidden,
-                  expert_rows_, layer.experts[e]);
+      visit(whole_matrix("router", prefix + "mlp.gate.weight", &layer.router));
+      for (expert = 0; expert < c.experts; ++expert)
+        visit_mlp(visit, "experts", format("{}mlp.experts.{}.", prefix, expert), c.moe_intermediate, c.hidden,
+                  expert_rows_, layer.experts[expert]);
     } else {
-      visit_mlp(visitor, "mlp", prefix + "mlp.", c.intermediate, c.hidden, mlp_rows_, layer.mlp);
+      visit_mlp(visit, "mlp", prefix + "mlp.", c.intermediate, c.hidden, mlp_rows_, layer.mlp);
     }
   }
   visitor(whole_vector("norms and biases", "model.norm.weight", c.hidden, &final_norm_));

@@ -45,6 +45,8 @@ class PackedMatrix {
   const UnitSplit& split() const { return split_; }
   const Shard& shard(int node) const { return shards_[node]; }
   int64_t shard_bytes(int node) const;
+  /// Of one copy, on all nodes together.
+  int64_t bytes() const { return int64_t{units_} * segments_ * unit_elements() * static_cast<int64_t>(sizeof(bf16)); }
   /// Gives a shard its memory: shard_bytes(node), 64-byte aligned.
   void place(int node, bf16* data) { shards_[node].data = data; }
 
@@ -110,6 +112,8 @@ struct WeightSpec {
   std::span<const RowRun> outputs;
   PackedMatrix* matrix = nullptr;
   ReplicatedVector* vector = nullptr;  ///< converted to float32
+  int layer = -1;                      ///< that it belongs to; -1: to none
+  int expert = -1;                     ///< of the layer; -1: to none
 };
 
 /// Called for every weight in the order of use.

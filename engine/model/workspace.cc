@@ -73,7 +73,7 @@ void Workspace::lay_out_shared(const ModelConfig& config, const Placement& place
   cos = layout.take_rows<float>(rows, config.head_dim / 2);
   sin = layout.take_rows<float>(rows, config.head_dim / 2);
   const int64_t superblocks = limits.context_tokens / kSuperblockTokens + 2 * int64_t{limits.sequences};
-  const int64_t partials = superblocks * kFewRows * config.heads;
+  const int64_t partials = (superblocks * kFewRows + (limits.cold_pages ? int64_t{limits.rows} : 0)) * config.heads;
   partial_max = layout.take<float>(partials);
   partial_sum = layout.take<float>(partials);
   partial_out = layout.take_rows<float>(partials, config.head_dim);

@@ -83,7 +83,8 @@ struct StepLimits {
   int rows = 1;  ///< tokens in a batch
   int logit_rows = 1;
   int sequences = 1;
-  int64_t context_tokens = 1;  ///< tokens in the KV cache, all sequences together
+  int64_t context_tokens = 1;  ///< of all sequences together, in the KV cache or cold
+  bool cold_pages = false;     ///< sequences may have cold superblocks
 };
 
 /// Rows of a block of a matrix product, and of queries x heads in attention: a compromise between reuse of weights and
@@ -114,7 +115,8 @@ class Workspace {
   bf16* intermediate = nullptr;  ///< [slots or rows, intermediate padded to 32], not of whole experts
   Rows<float> expert_outputs;    ///< [slots, hidden padded to 16] of whole experts only
   Rows<float> cos, sin;          ///< [rows, head_dim / 2]
-  Rows<float> partial_out;       ///< [partials, head_dim padded to 16] of superblocks computed in parallel
+  Rows<float> partial_out;       ///< [partials, head_dim padded to 16] of superblocks computed in parallel, and of
+                                 ///< rows whose superblocks come in rounds
   float* partial_max = nullptr;
   float* partial_sum = nullptr;
   Rows<float> logits;                ///< [logit rows, vocab padded to 16]

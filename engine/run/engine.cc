@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/format.h"
 #include "engine/load/fingerprint.h"
+#include "engine/load/packed_loader.h"
 #include "engine/load/synthetic.h"
 #include "engine/model/rope_length.h"
 #include "numa/page_taking.h"
@@ -24,6 +25,7 @@ Sequence::Sequence(Engine& engine, int64_t planned_tokens, int64_t promised_page
           model::rope_frequencies(rope_, engine.config().head_dim, engine.config().max_positions, planned_tokens)) {
   tokens_.reserve(planned_tokens);
   pages_.reserve(model::KvCache::pages_for(planned_tokens));
+  engine_->register_sequence(nullptr, this);
 }
 
 Sequence::Sequence(Sequence&& other) noexcept
@@ -34,9 +36,16 @@ Sequence::Sequence(Sequence&& other) noexcept
       frequencies_(std::move(other.frequencies_)),
       tokens_(std::exchange(other.tokens_, {})),
       pages_(std::exchange(other.pages_, {})),
-      chain_(std::exchange(other.chain_, {})) {}
+      chain_(std::exchange(other.chain_, {})),
+      cold_(std::exchange(other.cold_, {})),
+      last_step_(other.last_step_) {
+  if (engine_ != nullptr) engine_->register_sequence(&other, this);
+}
 
 Sequence& Sequence::operator=(Sequence&& other) noexcept {
+  if (this == &other) return *this;
+  if (engine_ != nullptr) engine_->register_sequence(this, nullptr);
+  if (other.engine_ != nullptr) other.engine_->register_sequence(&other, nullptr);
   std::swap(engine_, other.engine_);
   std::swap(planned_tokens_, other.planned_tokens_);
   std::swap(promised_pages_, other.promised_pages_);
@@ -45,6 +54,10 @@ Sequence& Sequence::operator=(Sequence&& other) noexcept {
   std::swap(tokens_, other.tokens_);
   std::swap(pages_, other.pages_);
   std::swap(chain_, other.chain_);
+  std::swap(cold_, other.cold_);
+  std::swap(last_step_, other.last_step_);
+  if (engine_ != nullptr) engine_->register_sequence(nullptr, this);
+  if (other.engine_ != nullptr) other.engine_->register_sequence(nullptr, &other);
   return *this;
 }
 
@@ -52,11 +65,17 @@ Sequence::~Sequence() {
   if (engine_ == nullptr) return;  // another has its tokens
   release_pages(0);
   engine_->admission_.release(promised_pages_);
+  engine_->register_sequence(this, nullptr);
 }
 
 void Sequence::release_pages(size_t keep) {
   while (pages_.size() > keep) {
-    engine_->kv_->release(pages_.back());
+    if (pages_.back() >= 0) {
+      engine_->kv_->release(pages_.back());
+    } else {
+      engine_->kv_store_->close_cold(chain_.keys[pages_.size() - 1]);
+      cold_.pop_back();
+    }
     pages_.pop_back();
   }
 }
@@ -65,9 +84,15 @@ void Sequence::truncate(int64_t length) {
   ENSURE(length <= this->length(), "a sequence is truncated to at most its length");
   if (length == this->length()) return;
   tokens_.resize(length);
-  release_pages(model::KvCache::pages_for(length));
-  chain_.keys.resize(std::min<size_t>(chain_.keys.size(), static_cast<size_t>(length / kernels::kLeafTokens)));
-  const int slot = static_cast<int>(length % kernels::kLeafTokens);
+  clear_beyond_end();
+}
+
+void Sequence::clear_beyond_end() {
+  // Cold superblocks are whole: of one that is cut nothing stays.
+  if (length() < cold_tokens()) tokens_.resize(length() / model::kSuperblockTokens * model::kSuperblockTokens);
+  release_pages(model::KvCache::pages_for(length()));
+  chain_.keys.resize(std::min<size_t>(chain_.keys.size(), static_cast<size_t>(length() / kernels::kLeafTokens)));
+  const int slot = static_cast<int>(length() % kernels::kLeafTokens);
   if (slot == 0) return;
   if (engine_->kv_->is_shared(pages_.back())) engine_->kv_store_->settle(true);  // it is being written
   engine_->kv_->clear_values_from(pages_.back(), slot);
@@ -85,18 +110,25 @@ Result<void> Engine::load(const load::LoadOptions& options) {
   if (checkpoint_) {
     load::LoadOptions load_options = options;
     load_options.statistics = &load_statistics_;
-    TRY_ASSIGN(weights_, load::load_weights(*model_, *checkpoint_, *team_, topology_, load_options));
+    TRY_ASSIGN(weights_, load::allocate_weights(*model_, team_->nodes(), topology_));
+    if (packed_)
+      TRY(load::read_packed(*packed_, packed_layout_, packed_layout_.parts, *team_, topology_, load_options));
+    else
+      TRY(load::read_weights(*model_, *checkpoint_, *team_, topology_, load_options));
     if (options.statistics != nullptr) *options.statistics = load_statistics_;
   } else {
     TRY_ASSIGN(weights_, load::fill_synthetic(*model_, options_.synthetic->seed, *team_, topology_, options));
   }
   TRY_ASSIGN(kv_, model::KvCache::create(config(), kv_pages_, team_->nodes(), topology_));
+  if (limits_.cold_pages) {
+    TRY_ASSIGN(cold_stream_, ColdStream::create(config(), KvStore::shape(config()), team_->nodes(), topology_));
+  }
   TRY_ASSIGN(workspace_, model::Workspace::create(config(), limits_, placement_, team_->worker_nodes(), topology_));
   TRY(take_pages_of_memory(options));
   if (kv_store_) {
-    kv_store_->attach(
-        {.weights = load::fingerprint_weights(*model_, *team_), .numerics = kernels::profile_name(kernels_.profile)},
-        config(), *kv_);
+    kv_store_->attach({.weights = packed_ ? packed_->fingerprint() : load::fingerprint_weights(*model_, *team_),
+                       .numerics = kernels::profile_name(kernels_.profile)},
+                      config(), *kv_);
   }
   batch_.tokens.reserve(limits_.rows);
   batch_.sequences.reserve(limits_.sequences);
@@ -108,7 +140,9 @@ Result<void> Engine::load(const load::LoadOptions& options) {
 
 Result<void> Engine::take_pages_of_memory(const load::LoadOptions& options) {
   std::vector<numa::NodeSlice> slices;
-  for (const std::span<const numa::NodeBuffer> buffers : {kv_->memory(), workspace_->memory()})
+  std::vector<std::span<const numa::NodeBuffer>> memory = {kv_->memory(), workspace_->memory()};
+  if (cold_stream_) memory.push_back(cold_stream_->memory());
+  for (const std::span<const numa::NodeBuffer> buffers : memory)
     for (const numa::NodeBuffer& buffer : buffers)
       for (const numa::NodeSlice& slice : buffer.slices()) slices.push_back(slice);
   const auto started = std::chrono::steady_clock::now();
@@ -143,7 +177,14 @@ Result<void> Engine::append(Sequence& sequence, std::span<const TokenId> tokens,
     StepRequest request = {&sequence, tokens.subspan(done, std::min(limit, total - done)), options.logit_rows};
     const int64_t count = static_cast<int64_t>(request.tokens.size());
     if (request.logit_rows == LogitRows::kLast && done + count < total) request.logit_rows = LogitRows::kNone;
-    TRY_ASSIGN(const std::span<const StepLogits> logits, step({&request, 1}));
+    Result<std::span<const StepLogits>> stepped = step({&request, 1});
+    if (!stepped && !lost_tokens_.empty()) {
+      // A damaged page took some tokens along: they are computed again, and then this step.
+      const std::vector<TokenId> lost = std::exchange(lost_tokens_, {});
+      TRY(append(sequence, lost, {.logit_rows = LogitRows::kNone, .cancel = options.cancel}));
+      continue;
+    }
+    TRY_ASSIGN(const std::span<const StepLogits> logits, std::move(stepped));
     done += count;
     if (const int rows = logits[0].rows(); options.logits && rows > 0) {
       append_logits_.clear();
@@ -167,14 +208,16 @@ Result<void> Engine::check_length(const Sequence& sequence, int64_t more) const 
                                         more, planned, sequence.length()));
 }
 
-void Engine::take_pages(Sequence& sequence, int64_t length) {
+Result<void> Engine::take_pages(Sequence& sequence, int64_t length, std::span<const StepRequest> step) {
   while (static_cast<int64_t>(sequence.pages_.size()) < model::KvCache::pages_for(length)) {
     // What others have given back may still be on its way to the disk.
     if (kv_store_ && kv_->free_pages() == 0) kv_store_->settle(true);
+    if (cold_stream_ && kv_->free_pages() == 0) TRY(make_room(step));
     const Result<int> page = kv_->allocate(sequence.pages_);
     ENSURE(page.has_value(), "a sequence was promised its pages when it was started");
     sequence.pages_.push_back(*page);
   }
+  return {};
 }
 
 Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> requests) {
@@ -185,10 +228,13 @@ Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> re
          "a step has at least one request and at most limits().sequences");
   for (const StepRequest& request : requests)
     TRY(check_length(*request.sequence, static_cast<int64_t>(request.tokens.size())));
+  if (cold_stream_) TRY(bring_back(requests));
   for (const StepRequest& request : requests) {
     const int64_t count = static_cast<int64_t>(request.tokens.size());
-    take_pages(*request.sequence, request.sequence->length() + count);
+    TRY(take_pages(*request.sequence, request.sequence->length() + count, requests));
+    request.sequence->last_step_ = steps_;
   }
+  ++steps_;
 
   batch_.tokens.clear();
   batch_.sequences.clear();
@@ -205,11 +251,13 @@ Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> re
       ENSURE(token >= 0 && token < config().vocab, "token ids are checked against the vocabulary where they enter");
       batch_.tokens.push_back(token);
     }
-    batch_.sequences.push_back({.first_row = first,
-                                .rows = rows,
-                                .start_position = request.sequence->length(),
-                                .pages = request.sequence->pages_,
-                                .rope = &request.sequence->frequencies_});
+    batch_.sequences.push_back(
+        {.first_row = first,
+         .rows = rows,
+         .start_position = request.sequence->length(),
+         .pages = request.sequence->pages_,
+         .cold_superblocks = static_cast<int>(request.sequence->cold_tokens() / model::kSuperblockTokens),
+         .rope = &request.sequence->frequencies_});
     const model::Rows<float> logits = {workspace_->logits[static_cast<int64_t>(batch_.logit_rows.size())],
                                        workspace_->logits.stride};
     step_logits_.emplace_back(logits, wanted, config().vocab);
@@ -218,7 +266,16 @@ Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> re
   const StepKind kind = batch_.rows() == static_cast<int>(requests.size()) ? StepKind::kDecode : StepKind::kPrefill;
   if (kind != counted_kind_) collect_counters();
   counted_kind_ = kind;
-  model_->forward({*team_, kernels_}, batch_, *kv_, *workspace_);
+  if (cold_stream_) begin_cold(requests);
+  Result<void> computed = model_->forward({*team_, kernels_}, batch_, *kv_, *workspace_);
+  if (cold_stream_) {
+    const Result<void> read = end_cold(requests);
+    if (computed) computed = read;
+  }
+  if (!computed) {
+    for (const StepRequest& request : requests) request.sequence->clear_beyond_end();
+    return std::unexpected(std::move(computed).error());
+  }
   for (const StepRequest& request : requests) {
     std::vector<TokenId>& tokens = request.sequence->tokens_;
     tokens.insert(tokens.end(), request.tokens.begin(), request.tokens.end());
@@ -237,7 +294,7 @@ Result<void> Engine::fabricate_context(Sequence& sequence, int64_t length) {
   ENSURE(sequence.length() % kernels::kLeafTokens == 0 && sequence.length() <= length,
          "a context is lengthened from the end of a page");
   TRY(check_length(sequence, length - sequence.length()));
-  take_pages(sequence, length);
+  TRY(take_pages(sequence, length, {}));
   const int64_t first_page = model::KvCache::pages_for(sequence.length());
   const int64_t pages = model::KvCache::pages_for(length) - first_page;
   const size_t half = static_cast<size_t>(kernels::page_half_elements(kv_->head_dim_padded()));

@@ -15,9 +15,11 @@
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/load/loader.h"
 #include "engine/load/memory_plan.h"
+#include "engine/load/packed_file.h"
 #include "engine/model/generation_config.h"
 #include "engine/model/model.h"
 #include "engine/run/admission.h"
+#include "engine/run/cold_stream.h"
 #include "engine/run/kv_store.h"
 #include "engine/run/placement_report.h"
 #include "kernels/isa.h"
@@ -59,6 +61,7 @@ struct EngineOptions {
   bool whole_experts = false;               ///< each expert on one node instead of a slice of it on every node
   std::filesystem::path expert_usage_file;  ///< load::read_expert_usage, to balance whole experts by; empty: none
   KvStoreOptions kv_store;                  ///< pages on disk, that prompts begin with; no directory: none
+  bool kv_on_disk = false;                  ///< pages that memory has no room for live in the KV store
 };
 
 inline constexpr int64_t kDefaultContextTokens = 32768;
@@ -80,21 +83,28 @@ class Sequence {
   const model::RopeConfig& rope() const { return rope_; }
   /// What it was started for: the most tokens that it may hold.
   int64_t planned_tokens() const { return planned_tokens_; }
-  /// Forgets everything from position `length` on. REQUIRES: length <= length().
+  /// Forgets everything from position `length` on; where pages are on disk, perhaps up to a superblock more.
+  /// REQUIRES: length <= length().
   void truncate(int64_t length);
+  /// Tokens, from the first on, whose keys and values are on disk and not in memory.
+  int64_t cold_tokens() const { return static_cast<int64_t>(cold_.size()) * kernels::kLeafTokens; }
 
  private:
   friend class Engine;
   Sequence(Engine& engine, int64_t planned_tokens, int64_t promised_pages);
   void release_pages(size_t keep);
+  /// Empties the cache from position length() on.
+  void clear_beyond_end();
 
   Engine* engine_;
   int64_t planned_tokens_, promised_pages_;
   model::RopeConfig rope_;
   model::RopeFrequencies frequencies_;
   std::vector<TokenId> tokens_;
-  std::vector<int> pages_;
-  PageChain chain_;  // with a KV store only
+  std::vector<int> pages_;                 // -1: cold
+  PageChain chain_;                        // with a KV store only
+  std::vector<storage::PageLayers> cold_;  // the first pages, whole superblocks, that are on disk only
+  int64_t last_step_ = -1;                 // that it had a part in
 };
 
 /// Where the tokens that a sequence begins with came from.
@@ -213,12 +223,16 @@ class Engine {
   /// a bit. Returns the logits of each request, in order. Allocates nothing.
   /// REQUIRES: load() succeeded; 1 to limits().sequences requests for different sequences, their tokens and rows of
   /// logits within limits(); token ids are below config().vocab.
-  /// Errors: kUsage (longer than the sequence was planned for); nothing was computed then.
+  /// Errors: kUsage (longer than the sequence was planned for); nothing was computed then. Those of
+  /// model::Model::forward: no sequence has got a token then, and the step may be tried again. With pages on disk:
+  /// kRuntime (they cannot be read or written), kBadInput (a page is damaged: its sequence has lost it and what
+  /// follows).
   Result<std::span<const StepLogits>> step(std::span<const StepRequest> requests);
 
   /// Computes tokens after those already in the sequence, in steps of at most chunk_tokens.
   /// REQUIRES: load() succeeded; token ids are below config().vocab.
-  /// Errors: kUsage (longer than the sequence was planned for), kInterrupted.
+  /// Errors: kUsage (longer than the sequence was planned for), kInterrupted, those of model::Model::forward; the steps
+  /// before the one that failed stay done.
   Result<void> append(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options);
 
   /// Makes the sequence hold as much of `tokens`, from the first, as it has already or the KV store has, and nothing
@@ -234,6 +248,10 @@ class Engine {
 
   /// Absent: none was asked for, or before load().
   const KvStore* kv_store() const { return kv_store_.get(); }
+  /// Tokens of KV pages that memory holds; the rest of context_tokens() for each sequence lives on disk.
+  int64_t memory_tokens() const { return int64_t{kv_pages_} * kernels::kLeafTokens; }
+  /// Absent: all pages have room in memory, or before load().
+  const ColdStream* cold_stream() const { return cold_stream_.get(); }
 
   /// For benchmarks: lengthens the sequence to `length` tokens whose keys and values are random numbers of a plausible
   /// size instead of computed ones, so that a depth costs no prefill. Every worker fills its share, with GB/s; the same
@@ -271,22 +289,34 @@ class Engine {
   Engine(numa::Topology topology, EngineOptions options)
       : topology_(std::move(topology)), options_(std::move(options)) {}
   Result<void> check_length(const Sequence& sequence, int64_t more) const;
-  void take_pages(Sequence& sequence, int64_t length);
+  Result<void> take_pages(Sequence& sequence, int64_t length, std::span<const StepRequest> step);
   Result<void> take_pages_of_memory(const load::LoadOptions& options);
   Result<void> open_kv_store();
   void store_pages(std::span<const StepRequest> requests);
+  // Pages that memory has no room for (engine_cold.cc).
+  void register_sequence(Sequence* sequence, Sequence* now);
+  Result<void> plan_cold_pages(const numa::MemoryLimit& available, load::PlannedModel& planned);
+  Result<void> check_disk_room() const;
+  Result<void> make_room(std::span<const StepRequest> step);
+  Result<void> evict_superblock(Sequence& sequence);
+  Result<void> bring_back(std::span<const StepRequest> step);
+  void begin_cold(std::span<const StepRequest> step);
+  Result<void> end_cold(std::span<const StepRequest> step);
   void collect_counters();
 
   numa::Topology topology_;
   EngineOptions options_;
   std::optional<checkpoint::Checkpoint> checkpoint_;  // absent: synthetic
-  int trained_experts_ = 0;                           // per token, as config.json says
-  int planned_experts_ = 0;                           // per token, that memory is planned for
+  std::optional<load::PackedFile> packed_;            // present: of a packed checkpoint
+  load::PackedLayout packed_layout_;
+  int trained_experts_ = 0;  // per token, as config.json says
+  int planned_experts_ = 0;  // per token, that memory is planned for
   model::GenerationDefaults generation_defaults_;
   kernels::Isa isa_{};
   kernels::Kernels kernels_{};
   int64_t context_tokens_ = 0;
-  int kv_pages_ = 0;
+  int kv_pages_ = 0;           // in memory
+  int64_t planned_pages_ = 0;  // in memory and on disk
   Admission admission_;
   model::StepLimits limits_;
   numa::TeamLayout layout_;
@@ -297,7 +327,11 @@ class Engine {
   load::PlanRequest plan_request_;
   load::MemoryPlan plan_;
   std::optional<model::KvCache> kv_;
-  std::unique_ptr<KvStore> kv_store_;  // after kv_, whose pages it writes until it ends; absent: none
+  std::unique_ptr<KvStore> kv_store_;        // after kv_, whose pages it writes until it ends; absent: none
+  std::unique_ptr<ColdStream> cold_stream_;  // absent: memory has room for all pages
+  std::vector<Sequence*> sequences_;         // all that live
+  int64_t steps_ = 0;
+  std::vector<TokenId> lost_tokens_;  // of the first sequence that lost some to a damaged page, in the last step
   std::optional<model::Workspace> workspace_;
   std::array<StepProfile, 2> profiles_;        // by StepKind
   StepKind counted_kind_ = StepKind::kDecode;  // of the steps in the workers' counters

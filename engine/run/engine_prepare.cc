@@ -6,6 +6,7 @@
 #include "base/format.h"
 #include "base/log.h"
 #include "engine/load/expert_usage.h"
+#include "engine/load/packed_loader.h"
 #include "engine/model/rope_length.h"
 #include "engine/run/engine.h"
 
@@ -32,10 +33,12 @@ std::string last_name(const std::filesystem::path& directory) {
 }
 
 // Models that promise more experts than their checkpoint has tensors: found out before anything is made for each.
-Result<void> check_tensor_count(const model::ModelConfig& config, const checkpoint::Checkpoint& checkpoint) {
+// Of a packed file gate and up are one.
+Result<void> check_tensor_count(const model::ModelConfig& config, const checkpoint::Checkpoint& checkpoint,
+                                const std::optional<load::PackedFile>& packed) {
   const int64_t moe_layers = std::count(config.moe_layers.begin(), config.moe_layers.end(), true);
-  const int64_t least = config.layers + 3 * moe_layers * config.experts;
-  const int64_t found = static_cast<int64_t>(checkpoint.tensors().size());
+  const int64_t least = config.layers + (packed ? 2 : 3) * moe_layers * config.experts;
+  const int64_t found = packed ? packed->weight_count() : static_cast<int64_t>(checkpoint.tensors().size());
   if (found >= least) return {};
   return fail(ErrorCode::kBadInput,
               format("{}: config.json says {} layers, {} of them with {} experts, which is at least {} tensors; the "
@@ -107,12 +110,17 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
                 "this CPU has no AVX2 and FMA, which cpuinfer needs (Intel since 2013, AMD since 2015)");
   }
   std::optional<checkpoint::Checkpoint> checkpoint;
+  std::optional<load::PackedFile> packed;
   if (!options.synthetic) {
     TRY_ASSIGN(checkpoint, checkpoint::Checkpoint::open(options.model));
+    if (checkpoint->is_packed()) {
+      TRY_ASSIGN(packed, load::PackedFile::open(checkpoint->packed_path(),
+                                                load::reads_directly(checkpoint->total_bytes(), {})));
+    }
   }
   TRY_ASSIGN(model::ModelConfig config,
              model::parse_model_config(checkpoint ? checkpoint->config() : options.synthetic->config));
-  if (checkpoint) TRY(check_tensor_count(config, *checkpoint));
+  if (checkpoint) TRY(check_tensor_count(config, *checkpoint, packed));
   const int trained_experts = config.experts_per_token;
   TRY(override_config(config, options));
   TRY_ASSIGN(const int64_t context, choose_context(config, options.context_tokens));
@@ -122,6 +130,7 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
 
   std::unique_ptr<Engine> engine(new Engine(std::move(use.topology), options));
   engine->checkpoint_ = std::move(checkpoint);
+  engine->packed_ = std::move(packed);
   engine->trained_experts_ = trained_experts;
   engine->planned_experts_ = config.experts_per_token;
   engine->context_tokens_ = context;
@@ -145,7 +154,8 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   const int64_t pages = options.kv_tokens != 0 ? ceil_div(options.kv_tokens, int64_t{kernels::kLeafTokens})
                                                : int64_t{sequences} * model::KvCache::pages_for(context);
   engine->kv_pages_ = static_cast<int>(std::min<int64_t>(pages, INT32_MAX));
-  engine->admission_ = Admission(engine->kv_pages_, kernels::kLeafTokens);
+  engine->planned_pages_ = engine->kv_pages_;
+  engine->admission_ = Admission(engine->planned_pages_, kernels::kLeafTokens);
   const int64_t chunk = std::min<int64_t>(options.chunk_tokens, context);
   engine->limits_ = {.rows = static_cast<int>(std::max<int64_t>(chunk, sequences)),
                      .logit_rows = std::max(options.logit_rows, sequences),
@@ -166,10 +176,15 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
     TRY_ASSIGN(engine->plan_request_.expert_usage, load::read_expert_usage(options.expert_usage_file, config));
   }
   TRY_ASSIGN(load::PlannedModel planned, load::plan_model(config, engine->plan_request_, engine->topology_, available));
+  if (options.kv_on_disk && !planned.plan.fits()) TRY(engine->plan_cold_pages(available, planned));
   engine->placement_ = std::move(planned.placement);
   engine->model_ = std::move(planned.model);
   engine->plan_ = std::move(planned.plan);
-  if (engine->checkpoint_) TRY(load::check_tensors(*engine->model_, *engine->checkpoint_));
+  if (engine->packed_) {
+    TRY_ASSIGN(engine->packed_layout_, engine->packed_->layout_for(*engine->model_));
+  } else if (engine->checkpoint_) {
+    TRY(load::check_tensors(*engine->model_, *engine->checkpoint_));
+  }
   return engine;
 }
 
@@ -187,8 +202,8 @@ std::vector<std::string> Engine::describe() const {
   const model::ModelConfig& c = config();
   std::vector<std::string> lines;
   if (checkpoint_) {
-    lines.push_back(format("model     {} ({}), {} layers, {} weights", model_name(), c.architecture, c.layers,
-                           format_bytes(checkpoint_->total_bytes())));
+    lines.push_back(format("model     {} ({}), {} layers, {} {}weights", model_name(), c.architecture, c.layers,
+                           format_bytes(checkpoint_->total_bytes()), packed_ ? "packed " : ""));
   } else {
     lines.push_back(format("model     {} ({}), {} layers, random weights from seed {}", model_name(), c.architecture,
                            c.layers, options_.synthetic->seed));
@@ -198,10 +213,14 @@ std::vector<std::string> Engine::describe() const {
         format("experts   {} of {} per token{}", c.experts_per_token, c.experts,
                c.experts_per_token != trained_experts_ ? format(" (config.json says {})", trained_experts_) : ""));
   }
-  lines.push_back(format("context   {} tokens{}, KV cache {} ({} per token)", context_tokens_,
-                         limits_.sequences == 1 ? "" : format(", {} sequences at a time", limits_.sequences),
-                         format_bytes(plan_.kv_bytes_per_token * plan_.context_tokens),
-                         format_bytes(plan_.kv_bytes_per_token)));
+  lines.push_back(
+      format("context   {} tokens{}, KV cache {} ({} per token){}", context_tokens_,
+             limits_.sequences == 1 ? "" : format(", {} sequences at a time", limits_.sequences),
+             format_bytes(plan_.kv_bytes_per_token * plan_.context_tokens), format_bytes(plan_.kv_bytes_per_token),
+             limits_.cold_pages
+                 ? format("; up to {} more on disk, read again for every token",
+                          format_bytes(plan_.kv_bytes_per_token * kernels::kLeafTokens * (planned_pages_ - kv_pages_)))
+                 : ""));
   lines.push_back(format("rope      {}", model::describe_rope(c)));
   lines.push_back(format("threads   {} on {} node{}{}", workers(), nodes(), nodes() == 1 ? "" : "s",
                          options_.planned_machine ? " of a machine that is not there" : ""));

@@ -21,7 +21,7 @@ Result<void> Engine::open_kv_store() {
                 "kernel does not promise: leave out --gemm, or --kv-store");
   }
   TRY_ASSIGN(kv_store_, KvStore::open(options_.kv_store, config()));
-  return {};
+  return limits_.cold_pages ? check_disk_room() : Result<void>();
 }
 
 Result<ReusedTokens> Engine::reuse(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options) {
@@ -45,7 +45,7 @@ Result<ReusedTokens> Engine::reuse(Sequence& sequence, std::span<const TokenId> 
     if (options.cancel != nullptr && options.cancel->load(std::memory_order_relaxed))
       return fail(ErrorCode::kInterrupted, format("interrupted after {} of {} tokens", begin - first, stored - first));
     const int64_t end = std::min(begin + kReadTokens, stored);
-    take_pages(sequence, end);
+    TRY(take_pages(sequence, end, {}));
     const int first_page = static_cast<int>(begin / kernels::kLeafTokens);
     const std::span<const int> pages = std::span<const int>(sequence.pages_).subspan(static_cast<size_t>(first_page));
     const int64_t good = kv_store_->read(sequence.chain_, tokens.first(static_cast<size_t>(end)), first_page, pages);

@@ -118,6 +118,21 @@ void KvStore::write(PageChain& chain, std::span<const TokenId> tokens, std::span
   }
 }
 
+Result<storage::PageLayers> KvStore::open_cold(const PageChain& chain, std::span<const TokenId> tokens, int page) {
+  const storage::PageKey& key = chain.keys[static_cast<size_t>(page)];
+  if (!store_->contains(key)) settle(true);
+  if (!store_->contains(key))
+    return fail(
+        ErrorCode::kRuntime,
+        format("{}: the KV store did not keep page {} of a sequence, so it cannot leave memory: make room for it "
+               "on the disk, or give a larger --kv-store-size",
+               store_->directory().string(), page));
+  TRY_ASSIGN(storage::PageLayers layers,
+             storage::PageLayers::open(store_->path(key), store_->shape(), key, tokens_of_page(tokens, page)));
+  store_->pin(key);
+  return layers;
+}
+
 void KvStore::settle(bool wait) {
   if (wait) store_->wait();
   ended_.clear();

@@ -64,6 +64,15 @@ class KvStore {
   /// Releases pages of the cache whose writes have ended; `wait`: until all have.
   void settle(bool wait);
 
+  /// Opens complete page `page` of a sequence to be read layer by layer instead of from the cache, and pins it.
+  /// REQUIRES: it is one of the chain's. Errors: kRuntime (the store does not have it: its disk is full or failing), of
+  /// storage::PageLayers::open.
+  Result<storage::PageLayers> open_cold(const PageChain& chain, std::span<const TokenId> tokens, int page);
+  /// It is not read that way any more.
+  void close_cold(const storage::PageKey& key) { store_->unpin(key); }
+  /// A cold page turned out to be damaged: it is reported and removed.
+  void remove_damaged(const storage::PageKey& key, const std::string& reason) { store_->remove_damaged(key, reason); }
+
   const storage::PageStore& pages() const { return *store_; }
 
  private:

@@ -26,15 +26,15 @@ ErrorCode open_error_code(FileAccess access, int error) {
 
 }  // namespace
 
-Result<DirectFile> DirectFile::open(const std::filesystem::path& path, FileAccess access) {
+Result<DirectFile> DirectFile::open(const std::filesystem::path& path, FileAccess access, bool direct) {
   // O_NONBLOCK: opening a pipe without a writer would wait for ever; it has no effect on regular files.
   const int flags = O_CLOEXEC | O_NONBLOCK |
                     (access == FileAccess::kRead        ? O_RDONLY
                      : access == FileAccess::kReadWrite ? O_RDWR
                                                         : O_RDWR | O_CREAT | O_EXCL);
-  int descriptor = ::open(path.c_str(), flags | O_DIRECT, 0666);
-  const bool direct = descriptor >= 0;
-  if (!direct && errno == EINVAL) {
+  int descriptor = ::open(path.c_str(), flags | (direct ? O_DIRECT : 0), 0666);
+  if (descriptor < 0 && direct && errno == EINVAL) {
+    direct = false;
     // The name may have been made before the refusal.
     descriptor = ::open(path.c_str(), flags & ~O_EXCL, 0666);
   }

@@ -27,7 +27,8 @@ class DirectFile {
 
   /// Errors: kNotFound (no such file or directory, unreadable), kPermission (to write), kBadInput (no regular file),
   /// kRuntime.
-  static Result<DirectFile> open(const std::filesystem::path& path, FileAccess access);
+  /// direct: false asks for the page cache.
+  static Result<DirectFile> open(const std::filesystem::path& path, FileAccess access, bool direct = true);
 
   /// No file: descriptor() is -1.
   DirectFile() = default;

@@ -151,6 +151,20 @@ int write_all(const DirectFile& file, const std::vector<iovec>& parts) {
   return ::fdatasync(file.descriptor()) == 0 ? 0 : errno;
 }
 
+Result<DirectFile> open_page(const std::filesystem::path& path, const PageShape& shape) {
+  TRY_ASSIGN(DirectFile file, DirectFile::open(path, FileAccess::kRead));
+  TRY_ASSIGN(const int64_t bytes, file.bytes());
+  if (bytes == shape.file_bytes()) return file;
+  return fail(ErrorCode::kBadInput,
+              format("{}: is {} bytes long, expected {}", path.string(), bytes, shape.file_bytes()));
+}
+
+uint64_t checksum_at(const std::byte* checksums, int layer) {
+  uint64_t checksum;
+  std::memcpy(&checksum, checksums + layer * sizeof(checksum), sizeof(checksum));
+  return checksum;
+}
+
 }  // namespace
 
 int64_t PageShape::header_bytes() const {
@@ -194,20 +208,15 @@ Result<void> write_page_file(const std::filesystem::path& path, const PageShape&
 
 Result<void> read_page_file(const std::filesystem::path& path, const PageShape& shape, const PageContent& page,
                             PageHeader& header) {
-  TRY_ASSIGN(const DirectFile file, DirectFile::open(path, FileAccess::kRead));
-  TRY_ASSIGN(const int64_t bytes, file.bytes());
-  if (bytes != shape.file_bytes())
-    return fail(ErrorCode::kBadInput,
-                format("{}: is {} bytes long, expected {}", path.string(), bytes, shape.file_bytes()));
+  TRY_ASSIGN(const DirectFile file, open_page(path, shape));
   const int error = transfer_all(parts_of(shape, page, header), 0, [&](const iovec* now, int count, off_t at) {
     return ::preadv(file.descriptor(), now, count, at);
   });
   if (error != 0) return failure(path, "cannot read the page", error);
   TRY(check_header(path, shape, page.key, page.tokens, header.data()));
-  const std::byte* next = checksum_bytes(header.data(), shape);
-  for (int layer = 0; layer < shape.layers; ++layer, next += sizeof(uint64_t)) {
-    uint64_t expected;
-    std::memcpy(&expected, next, sizeof(expected));
+  const std::byte* const checksums = checksum_bytes(header.data(), shape);
+  for (int layer = 0; layer < shape.layers; ++layer) {
+    const uint64_t expected = checksum_at(checksums, layer);
     const uint64_t found = layer_checksum(
         std::span(page.pieces).subspan(static_cast<size_t>(layer) * shape.pieces, shape.pieces), shape.piece_bytes);
     if (found != expected)
@@ -215,6 +224,20 @@ Result<void> read_page_file(const std::filesystem::path& path, const PageShape& 
                                                path.string(), layer, found, expected));
   }
   return {};
+}
+
+Result<PageLayers> PageLayers::open(const std::filesystem::path& path, const PageShape& shape, const PageKey& key,
+                                    std::span<const TokenId> tokens) {
+  PageLayers page;
+  TRY_ASSIGN(page.file_, open_page(path, shape));
+  PageHeader header(shape);
+  TRY(page.file_.read(0, {header.data(), static_cast<size_t>(shape.header_bytes())}));
+  TRY(check_header(path, shape, key, tokens, header.data()));
+  page.payload_offset_ = shape.header_bytes();
+  page.layer_bytes_ = shape.layer_bytes();
+  const std::byte* const checksums = checksum_bytes(header.data(), shape);
+  for (int layer = 0; layer < shape.layers; ++layer) page.checksums_.push_back(checksum_at(checksums, layer));
+  return page;
 }
 
 }  // namespace cpuinfer::storage

@@ -72,6 +72,24 @@ Result<void> write_page_file(const std::filesystem::path& path, const PageShape&
 Result<void> read_page_file(const std::filesystem::path& path, const PageShape& shape, const PageContent& page,
                             PageHeader& header);
 
+/// A page that is open, whose layers are read one at a time and again and again: layer l is layer_bytes() at offset(l).
+class PageLayers {
+ public:
+  /// Errors: as read_page_file(), but that the payload is not looked at.
+  static Result<PageLayers> open(const std::filesystem::path& path, const PageShape& shape, const PageKey& key,
+                                 std::span<const TokenId> tokens);
+
+  const DirectFile& file() const { return file_; }
+  int64_t offset(int layer) const { return payload_offset_ + layer * layer_bytes_; }
+  /// layer_checksum() of the layer, if it is whole.
+  uint64_t checksum(int layer) const { return checksums_[static_cast<size_t>(layer)]; }
+
+ private:
+  DirectFile file_;
+  int64_t payload_offset_ = 0, layer_bytes_ = 0;
+  std::vector<uint64_t> checksums_;  // [layers]
+};
+
 /// XXH3-64 of the pieces of one layer, each seeded by the one before.
 uint64_t layer_checksum(std::span<std::byte* const> pieces, int64_t piece_bytes);
 

@@ -51,7 +51,7 @@ TEST_CASE("help and version") {
   CHECK(contains(good({"--help"}).out, "Commands (first argument"));
   CHECK(good({"--version"}).out.starts_with("cpuinfer "));
   CHECK(good({"version"}).out == good({"--version"}).out);
-  for (const char* command : {"plan", "doctor", "tokenize", "detokenize", "score", "synth"}) {
+  for (const char* command : {"plan", "doctor", "tokenize", "detokenize", "score", "synth", "pack"}) {
     const std::string help = good({command, "--help"}).out;
     CHECK(contains(help, std::string("cpuinfer ") + command));
     CHECK(good({"help", command}).out == help);

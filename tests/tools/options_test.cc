@@ -414,7 +414,7 @@ TEST_CASE("the manual and docs/cli.md name every command and option of the help"
   const std::string markdown = slurp("/docs/cli.md");
   std::string manual = slurp("/docs/man/cpuinfer.1");
   int options = 0;
-  for (const char* command : {"", "plan", "doctor", "tokenize", "detokenize", "score", "synth", "bench host",
+  for (const char* command : {"", "plan", "doctor", "tokenize", "detokenize", "score", "synth", "pack", "bench host",
                               "bench kernels", "bench model"}) {
     const std::string help = help_of(command);
     CHECK(contains(markdown, command));

@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <string>
 
+#include "engine/storage/aligned_bytes.h"
 #include "tests/engine/checkpoint/temporary_directory.h"
-#include "tests/engine/storage/aligned_bytes.h"
 
 using namespace cpuinfer;
 using namespace cpuinfer::storage;

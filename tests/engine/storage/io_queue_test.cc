@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "engine/storage/aligned_bytes.h"
 #include "engine/storage/io_backend.h"
 #include "tests/engine/checkpoint/temporary_directory.h"
-#include "tests/engine/storage/aligned_bytes.h"
 
 using namespace cpuinfer;
 using namespace cpuinfer::storage;
