@@ -76,7 +76,7 @@ def agreement(hf, tok, path):
     """Training-time forward against Transformers in fp32, on the same bf16 weights."""
     from model import Config, Model
     from safetensors.torch import load_file
-    state, c = load_file(Path(path) / "model.safetensors"), Config()
+    state, c = load_file(Path(path) / "model.safetensors"), Config.load(Path(path) / "config.json")
     m = Model(c)
     names = {k: v for k, v in m.hf_views().items()}
     for k, v in names.items():

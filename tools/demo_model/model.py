@@ -9,7 +9,7 @@ Weights are fp32; every product is bf16 with fp32 accumulation.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -31,6 +31,12 @@ class Config:
     rope_theta: float = 100000.0
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 4096
+
+    @classmethod
+    def load(cls, path: Path) -> "Config":
+        """From the config.json of an exported model."""
+        have = json.loads(Path(path).read_text())
+        return cls(**{f.name: have[f.name] for f in fields(cls)})
 
     def to_hf(self, eos: int, pad: int) -> dict:
         return {
