@@ -51,6 +51,8 @@ std::string result_line(const run::Engine& engine, const run::GenerationResult& 
   json.set("text", result.text);
   json.set("finish_reason", run::finish_reason_name(result.finish_reason));
   json.set("prompt_tokens", result.prompt_tokens);
+  json.set("cached_tokens", result.reused.memory);
+  json.set("stored_tokens", result.reused.store);
   json.set("answer_tokens", static_cast<int64_t>(result.answer.size()));
   json.set("decoded_tokens", result.decoded_tokens);
   json.set("load_seconds", engine.load_statistics().seconds);
@@ -154,7 +156,12 @@ std::string ThoughtStyle::finish() {
 Result<run::GenerationResult> show_answer(run::Engine& engine, const checkpoint::Tokenizer& tokenizer,
                                           run::Sequence& sequence, const run::GenerationRequest& request,
                                           AnswerForm form, bool logprobs, Console& console) {
-  std::optional<Progress> progress(std::in_place, console, "prefill", ProgressUnit::kTokens);
+  std::optional<Progress> progress;
+  const char* shown = "";  // what progress is of
+  const auto update = [&](const char* label, int64_t done, int64_t total) {
+    if (!progress || label != shown) progress.emplace(console, shown = label, ProgressUnit::kTokens);
+    progress->update(done, total);
+  };
   ThoughtStyle style(console.color_stdout());
   std::vector<run::Sample> samples;
   Result<void> written;
@@ -169,7 +176,8 @@ Result<run::GenerationResult> show_answer(run::Engine& engine, const checkpoint:
 
   run::GenerationEvents events;
   events.cancel = &cancel_flag();
-  events.prefill = [&](int64_t done, int64_t total) { progress->update(done, total); };
+  events.restore = [&](int64_t done, int64_t total) { update("restoring", done, total); };
+  events.prefill = [&](int64_t done, int64_t total) { update("prefill", done, total); };
   events.token = [&](const run::Sample& sample, std::string_view text) {
     progress.reset();  // clears the bar before the first word
     print(form == AnswerForm::kJson   ? sample_line(tokenizer, sample)

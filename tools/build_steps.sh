@@ -4,7 +4,8 @@
 
 # What the program needs, by Debian 12's names.
 build_packages=(cmake g++ ninja-build libfmt-dev nlohmann-json3-dev libhwloc-dev libnuma-dev libdnnl-dev libxsimd-dev
-  libcli11-dev libtomlplusplus-dev libutf8proc-dev)
+  libcli11-dev libtomlplusplus-dev libutf8proc-dev liburing-dev
+  libxxhash-dev libb2-dev)
 # What its tests need in addition.
 # qemu-user stands in for other CPUs, the rest from there on for machines with NUMA nodes (tests/numa_vm).
 test_packages=(doctest-dev clang-format-19 qemu-user qemu-system-x86 busybox-static cpio lz4)

@@ -3,7 +3,9 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <utility>
@@ -26,6 +28,8 @@ constexpr const char* kHelp = R"(/clear           forget the conversation
 /set nothink     answer at once
 /set system TEXT system message of the conversation (empty: none)
 /tokens          how much of the context is used
+/save FILE       keep the conversation in a file
+/load FILE       go on with the conversation of a file
 /bye             leave (so does Ctrl-D)
 /?               this list
 """              begins and ends a text of several lines
@@ -76,9 +80,12 @@ class Chat {
         system_(options.system.value_or("")),
         think_(options.think.value_or(true)),
         logprobs_(options.logprobs.has_value()),
+        session_file_(options.session_file.value_or("")),
         console_(console) {}
 
   Result<int> run() {
+    std::error_code ignored;
+    if (!session_file_.empty() && std::filesystem::exists(session_file_, ignored)) TRY(load(session_file_));
     console_.note("/? lists the commands, Ctrl-D leaves");
     int interruptions = 0;  // in a row at the prompt
     for (;;) {
@@ -103,6 +110,8 @@ class Chat {
       if (!text || text->find_first_not_of(" \t\r\n") == std::string::npos) continue;
       if (one_line && text->starts_with('/')) {
         if (!command(*text)) return kExitOk;
+        if (cancel_flag() && pending_signal() != SIGINT) return kExitSignalBase + pending_signal();
+        clear_cancel();
         continue;
       }
       TRY_ASSIGN(const int code, answer(*text));
@@ -148,10 +157,28 @@ class Chat {
     } else if (text == "/set system" || text.starts_with("/set system ")) {
       system_ = text.substr(std::min(text.size(), std::string_view("/set system ").size()));
       console_.note(system_.empty() ? "no system message" : "the system message is set");
+    } else if (text.starts_with("/save ") || text.starts_with("/load ")) {
+      const std::string path = text.substr(std::string_view("/save ").size());
+      const Result<void> done = text.starts_with("/save ") ? save(path) : load(path);
+      if (!done) log_error("{}", done.error().message);
+    } else if (text == "/save" || text == "/load") {
+      log_error("{} needs the name of a file", text);
     } else {
       log_error("unknown command '{}'; /? lists the commands", text);
     }
     return true;
+  }
+
+  Result<void> save(const std::string& path) {
+    return save_conversation(engine_, sequence_, {engine_.model_name(), system_, think_, history_, {}}, path, console_);
+  }
+
+  Result<void> load(const std::string& path) {
+    TRY_ASSIGN(const Conversation conversation, read_conversation(path));
+    history_ = conversation.messages;
+    system_ = conversation.system;
+    think_ = conversation.think;
+    return restore_sequence(engine_, sequence_, conversation, console_);
   }
 
   // Answers one turn. Exit code other than 0: leave. An error of this turn alone is printed and the turn forgotten.
@@ -169,16 +196,18 @@ class Chat {
     TRY_ASSIGN(const run::GenerationResult result,
                show_answer(engine_, tokenizer_, sequence_, request_, AnswerForm::kChat, logprobs_, console_));
     console_.note(statistics(engine_, result));
+    int code = kExitOk;
     if (result.finish_reason == run::FinishReason::kInterrupted) {
-      if (pending_signal() != SIGINT) return kExitSignalBase + pending_signal();
+      if (pending_signal() != SIGINT) code = interrupted_code(engine_, result);
       clear_cancel();
     }
     // What was shown is part of the conversation, also if it was stopped; a turn without any answer is not.
     if (result.finish_reason != run::FinishReason::kInterrupted || !result.text.empty()) {
       history_.push_back({"user", text});
       history_.push_back({"assistant", result.text});
+      if (!session_file_.empty()) TRY(save(session_file_));
     }
-    return kExitOk;
+    return code;
   }
 
   run::Engine& engine_;
@@ -188,12 +217,45 @@ class Chat {
   std::vector<checkpoint::ChatMessage> history_;
   std::string system_;
   bool think_, logprobs_;
+  std::string session_file_;  // empty: none
   Console& console_;
   LineReader reader_;
   std::optional<std::string> multi_line_;
 };
 
 }  // namespace
+
+Result<void> restore_sequence(run::Engine& engine, run::Sequence& sequence, const Conversation& conversation,
+                              Console& console) {
+  const std::vector<TokenId>& tokens = conversation.tokens;
+  if (conversation.model != engine.model_name())
+    log_warn("the conversation was held with '{}', this model is '{}'", conversation.model, engine.model_name());
+  const bool usable =
+      static_cast<int64_t>(tokens.size()) <= engine.context_tokens() &&
+      std::all_of(tokens.begin(), tokens.end(), [&](TokenId token) { return token < engine.config().vocab; });
+  run::ReusedTokens reused;
+  if (usable) {
+    Progress progress(console, "restoring", ProgressUnit::kTokens);
+    TRY_ASSIGN(reused, engine.reuse(sequence, tokens,
+                                    {.progress = [&](int64_t done, int64_t all) { progress.update(done, all); },
+                                     .cancel = &cancel_flag()}));
+  }
+  console.line(format(
+      "restored  {} messages, {} of {} tokens{}", conversation.messages.size(), reused.total(), tokens.size(),
+      reused.total() < static_cast<int64_t>(tokens.size()) ? "; the rest is computed with the next question" : ""));
+  return {};
+}
+
+Result<void> save_conversation(run::Engine& engine, run::Sequence& sequence, Conversation conversation,
+                               const std::string& path, Console& console) {
+  engine.save(sequence);
+  conversation.tokens.assign(sequence.tokens().begin(), sequence.tokens().end());
+  TRY(write_conversation(path, conversation));
+  console.note(format("saved     {} messages to {}{}", conversation.messages.size(), path,
+                      engine.kv_store() != nullptr ? ", their keys and values to the KV store"
+                                                   : "; without --kv-store their tokens are computed again"));
+  return {};
+}
 
 Result<int> chat_session(run::Engine& engine, const checkpoint::Tokenizer& tokenizer, run::GenerationRequest request,
                          const RunOptions& options, Console& console) {

@@ -10,7 +10,8 @@ inline constexpr int kExitRuntime = 1;
 inline constexpr int kExitUsage = 2;
 inline constexpr int kExitNotFound = 66;
 inline constexpr int kExitInternal = 70;
-inline constexpr int kExitBusy = 75;
+/// Later it works: the KV store has what was done and the same command goes on there, or others have what is needed.
+inline constexpr int kExitTryAgain = 75;
 inline constexpr int kExitPermission = 77;
 inline constexpr int kExitConfig = 78;
 /// As a shell reports a process that a signal ended: 130 for SIGINT, 143 for SIGTERM, 141 for SIGPIPE.
@@ -24,7 +25,7 @@ constexpr int exit_code(ErrorCode code, int signal) {
     case ErrorCode::kBadInput:
     case ErrorCode::kUnsupported:
     case ErrorCode::kDoesNotFit: return kExitConfig;
-    case ErrorCode::kBusy: return kExitBusy;
+    case ErrorCode::kBusy: return kExitTryAgain;
     case ErrorCode::kPermission: return kExitPermission;
     case ErrorCode::kInterrupted: return kExitSignalBase + signal;
     case ErrorCode::kRuntime: return kExitRuntime;

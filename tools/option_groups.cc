@@ -106,6 +106,23 @@ void add_machine(OptionTable& table, run::EngineOptions& engine) {
   table.value("--gemm", "NAME", "Matrix kernel by name ('doctor' lists them) [auto]", text_into(engine.gemm));
 }
 
+void add_kv_store(OptionTable& table, run::EngineOptions& engine) {
+  table.group("KV store (keys and values of prompts on disk)");
+  table.value("--kv-store", "DIR",
+              "Begin prompts with what DIR has of them, and keep\nwhat is computed there: same bits, no waiting",
+              text_into(engine.kv_store.directory));
+  table.value("--kv-store-size", "SIZE",
+              "The most that DIR may take; then pages that were not\nused for longest go "
+              "[what the disk has]",
+              size_into(engine.kv_store.size_bytes));
+}
+
+Result<void> check_kv_store(const OptionTable& table, const run::EngineOptions& engine) {
+  if (engine.kv_store.size_bytes != 0 && engine.kv_store.directory.empty())
+    return table.usage("--kv-store-size is the size of a KV store: give its directory with --kv-store");
+  return {};
+}
+
 Result<void> require_model(const OptionTable& table, const std::string& model) {
   if (model.empty()) return table.usage("no model: give --model with a directory or a name");
   return {};

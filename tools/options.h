@@ -47,9 +47,10 @@ struct RunOptions {
   SamplingOptions sampling;
   std::optional<std::string> prompt, prompt_file;
   std::optional<std::string> system;
-  bool raw = false;           ///< continue the text, no chat template
-  std::optional<bool> think;  ///< absent: as the template does by itself
-  int64_t max_tokens = 0;     ///< 0: generation_config.json, else as many as the context holds
+  std::optional<std::string> session_file;  ///< a conversation to go on with and to keep
+  bool raw = false;                         ///< continue the text, no chat template
+  std::optional<bool> think;                ///< absent: as the template does by itself
+  int64_t max_tokens = 0;                   ///< 0: generation_config.json, else as many as the context holds
   std::vector<std::string> stop_strings;
   std::optional<int> logprobs;
   bool profile = false;  ///< at the end, what the phases of the steps took

@@ -61,12 +61,15 @@ Result<CommandLine> parse_run(const std::vector<std::string>& arguments, const E
   table.value("-f,--prompt-file", "FILE", "Answer the text of this file ('-': stdin) and end", text_into(o.prompt_file),
               Variable::kNo);
   table.value("--system", "TEXT", "System message before the conversation", text_into(o.system), Variable::kNo);
+  table.value("--session", "FILE", "Go on with the conversation in FILE, and keep it there", text_into(o.session_file),
+              Variable::kNo);
   table.flag("--raw", "No chat template: continue the text", [&o] { o.raw = true; }, Variable::kNo);
   table.flag(
       "--think", "Let the model think before it answers", [&] { think_flags |= 1, o.think = true; }, Variable::kNo);
   table.flag(
       "--no-think", "Begin the answer after an empty thought", [&] { think_flags |= 2, o.think = false; },
       Variable::kNo);
+  add_kv_store(table, o.model.engine);
   add_sampling(table, o.sampling);
   table.group("Answer");
   table.value("-n,--max-tokens", "N", "End after N tokens [as many as the context holds]",
@@ -98,6 +101,7 @@ Result<CommandLine> parse_run(const std::vector<std::string>& arguments, const E
   if (o.raw && (o.system || o.think))
     return table.usage("--raw continues a text: --system, --think and --no-think mean nothing there");
   if (think_flags == 3) return table.usage("--think and --no-think exclude each other");
+  TRY(check_kv_store(table, o.model.engine));
   // Of two that contradict each other, the one on the command line wins over the other's environment variable.
   const bool greedy_given = given(arguments, {"--greedy"});
   const bool temperature_given = given(arguments, {"--temperature", "--temp"});

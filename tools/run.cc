@@ -1,6 +1,7 @@
 // No command: one answer to one prompt. Without a prompt and with a terminal it becomes a chat (chat.cc).
 #include <unistd.h>
 
+#include <filesystem>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,14 +30,28 @@ Result<std::string> prompt_text(const RunOptions& options) {
   return text;
 }
 
-Result<std::vector<TokenId>> prompt_tokens(const RunOptions& options, const std::string& text, bool chat,
-                                           const checkpoint::Tokenizer& tokenizer) {
-  if (!chat) return tokenizer.encode(text);
+// What was said before, by the file of --session, and the text as the next question.
+Result<std::vector<TokenId>> chat_tokens(const Conversation& before, const std::string& text,
+                                         const checkpoint::Tokenizer& tokenizer) {
   std::vector<checkpoint::ChatMessage> messages;
-  if (options.system) messages.push_back({"system", *options.system});
+  if (!before.system.empty()) messages.push_back({"system", before.system});
+  messages.insert(messages.end(), before.messages.begin(), before.messages.end());
   messages.push_back({"user", text});
-  TRY_ASSIGN(const auto pieces, checkpoint::render_chatml(messages, {.enable_thinking = options.think.value_or(true)}));
+  TRY_ASSIGN(const auto pieces, checkpoint::render_chatml(messages, {.enable_thinking = before.think}));
   return tokenizer.encode(pieces);
+}
+
+// The conversation that the question belongs to: a new one, or that of --session. What the user gives now counts.
+Result<Conversation> conversation_before(const RunOptions& options, const run::Engine& engine) {
+  Conversation before;
+  before.model = engine.model_name();
+  std::error_code ignored;
+  if (options.session_file && std::filesystem::exists(*options.session_file, ignored)) {
+    TRY_ASSIGN(before, read_conversation(*options.session_file));
+  }
+  if (options.system) before.system = *options.system;
+  if (options.think) before.think = *options.think;
+  return before;
 }
 
 }  // namespace
@@ -55,6 +70,10 @@ Result<int> run_command(const RunOptions& options) {
                 format("{}: the chat template is not ChatML (no <|im_start|>, <|im_end|> tokens); "
                        "--raw continues a text without it",
                        directory.string()));
+  }
+  if (options.session_file && !chat) {
+    return fail(ErrorCode::kUsage,
+                "--session keeps conversations: it needs a model with a chat template, and no --raw");
   }
   if (!answer_one && (!chat || options.json)) {
     return fail(ErrorCode::kUsage,
@@ -83,18 +102,29 @@ Result<int> run_command(const RunOptions& options) {
   }
 
   TRY_ASSIGN(const std::string text, prompt_text(options));
-  TRY_ASSIGN(request.prompt, prompt_tokens(options, text, chat, tokenizer));
+  TRY_ASSIGN(Conversation conversation, conversation_before(options, *engine));
+  if (chat) {
+    TRY_ASSIGN(request.prompt, chat_tokens(conversation, text, tokenizer));
+  } else {
+    request.prompt = tokenizer.encode(text);
+  }
   TRY(check_cancel());
   TRY_ASSIGN(const int64_t max_tokens, run::plan_generation(*engine, request));
   TRY(load_engine(*engine, facts, console));
   TRY_ASSIGN(run::Sequence sequence, engine->start_sequence(static_cast<int64_t>(request.prompt.size()) + max_tokens));
   report_rope(*engine, sequence, "prompt + answer", console);
+  if (!conversation.tokens.empty()) TRY(restore_sequence(*engine, sequence, conversation, console));
   const AnswerForm form = options.json ? AnswerForm::kJson : chat ? AnswerForm::kChat : AnswerForm::kText;
   TRY_ASSIGN(const run::GenerationResult result,
              show_answer(*engine, tokenizer, sequence, request, form, options.logprobs.has_value(), console));
   console.note(statistics(*engine, result));
   report_placement(*engine, console, false);
-  if (result.finish_reason == run::FinishReason::kInterrupted) return kExitSignalBase + pending_signal();
+  if (options.session_file && !result.text.empty()) {
+    conversation.messages.push_back({"user", text});
+    conversation.messages.push_back({"assistant", result.text});
+    TRY(save_conversation(*engine, sequence, std::move(conversation), *options.session_file, console));
+  }
+  if (result.finish_reason == run::FinishReason::kInterrupted) return interrupted_code(*engine, result);
   if (profile) TRY(print_profile(*engine, console));
   return kExitOk;
 }

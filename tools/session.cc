@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "engine/checkpoint/checkpoint_file.h"
 #include "engine/checkpoint/model_directory.h"
+#include "tools/exit_codes.h"
 #include "tools/output.h"
 #include "tools/signals.h"
 #include "tools/synth_configs.h"
@@ -178,17 +179,28 @@ std::vector<TokenId> stop_tokens(const run::Engine& engine, const checkpoint::To
 }
 
 std::string statistics(const run::Engine& engine, const run::GenerationResult& result) {
-  const int64_t computed = result.prompt_tokens - result.reused_tokens;
+  const int64_t computed = result.prefilled_tokens - result.reused.total();
   const double decode_rate =
       result.decode_seconds > 0 ? static_cast<double>(result.decoded_tokens) / result.decode_seconds : 0;
   std::string text = format("prompt {} tokens", result.prompt_tokens);
-  if (result.reused_tokens > 0) text += format(" ({} from cache)", result.reused_tokens);
+  if (result.reused.memory > 0) text += format(" ({} from cache)", result.reused.memory);
+  if (result.reused.store > 0) text += format(" ({} from the KV store)", result.reused.store);
   text += format(", prefill {}; ", speed(computed, result.prefill_seconds));
   text +=
       format("answer {} tokens, decode {}", result.answer.size(), speed(result.decoded_tokens, result.decode_seconds));
   if (decode_rate > 0)
     text += format(", {:.1f} GB/s of weights", decode_rate * static_cast<double>(engine.decode_weight_bytes()) / 1e9);
   return text + format("; {}", run::finish_reason_name(result.finish_reason));
+}
+
+int interrupted_code(const run::Engine& engine, const run::GenerationResult& result) {
+  if (engine.kv_store() == nullptr || result.prefilled_tokens >= result.prompt_tokens)
+    return kExitSignalBase + pending_signal();
+  log_line(
+      LogLevel::kInfo,
+      format("interrupted at {} of {} tokens of the prompt; what is done is kept in {}, the same command goes on there",
+             result.prefilled_tokens, result.prompt_tokens, engine.kv_store()->pages().directory().string()));
+  return kExitTryAgain;
 }
 
 Result<std::string> read_text(const std::string& path) {

@@ -60,6 +60,10 @@ std::vector<TokenId> stop_tokens(const run::Engine& engine, const checkpoint::To
 /// The statistics line after an answer.
 std::string statistics(const run::Engine& engine, const run::GenerationResult& result);
 
+/// The exit code after an answer that was interrupted, with a line that says what is kept: kExitTryAgain while the
+/// prompt was computed and the KV store has what was done; otherwise that of the signal.
+int interrupted_code(const run::Engine& engine, const run::GenerationResult& result);
+
 /// A text file given by the user, whole. "-" is stdin.
 Result<std::string> read_text(const std::string& path);
 

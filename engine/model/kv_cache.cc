@@ -59,6 +59,7 @@ KvCache::KvCache(const ModelConfig& config, int pages, int nodes)
       head_dim_padded_(round_up(config.head_dim, kernels::kTileTerms)),
       half_(half_elements(config)),
       places_(pages),
+      holders_(pages),
       stripe_pages_(pages_of_stripes(pages, stripes_.stripes())),
       free_(stripes_.stripes()),
       streams_(static_cast<size_t>(config.kv_heads) * stripes_.stripes()) {
@@ -112,6 +113,7 @@ Result<int> KvCache::allocate(std::span<const int> pages) {
   }
   const int page = free_[stripe].back();
   free_[stripe].pop_back();
+  holders_[page] = 1;
   for (int layer = 0; layer < layers_; ++layer)
     for (int head = 0; head < stripes_.kv_heads(); ++head)
       std::memset(values(layer, head, page), 0, half_ * sizeof(bf16));
@@ -127,7 +129,8 @@ void KvCache::clear_values_from(int page, int slot) {
 }
 
 void KvCache::release(int page) {
-  ENSURE(page >= 0 && page < pages(), "only pages from allocate() are released");
+  ENSURE(page >= 0 && page < pages() && holders_[page] > 0, "only pages from allocate() are released");
+  if (--holders_[page] > 0) return;
   free_[places_[page].stripe].push_back(page);
 }
 

@@ -45,7 +45,12 @@ class KvCache {
   /// The next page of a sequence that has `pages`, or kDoesNotFit if none is free. Superblocks of a sequence go to one
   /// stripe after the other, as far as there are pages.
   Result<int> allocate(std::span<const int> pages);
+  /// One more holder of a page, which then needs one more release().
+  void retain(int page) { ++holders_[page]; }
+  /// The page is free when its last holder has released it.
   void release(int page);
+  /// Whether someone else holds the page too, so that it must not change.
+  bool is_shared(int page) const { return holders_[page] > 1; }
   /// Sets the values of a page from token `slot` on to zero, as in a fresh page. For sequences that are cut there.
   void clear_values_from(int page, int slot);
 
@@ -77,6 +82,7 @@ class KvCache {
   int layers_ = 0, head_dim_padded_ = 0;
   int64_t half_ = 0;                      // elements of the keys, and of the values, of one head's page
   std::vector<PagePlace> places_;         // [pages]
+  std::vector<int> holders_;              // [pages]
   std::vector<int> stripe_pages_;         // [stripes] how many
   std::vector<std::vector<int>> free_;    // [stripes]
   std::vector<bf16*> streams_;            // [kv_heads][stripes] where [layers][pages of the stripe] begins

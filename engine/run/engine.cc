@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/format.h"
+#include "engine/load/fingerprint.h"
 #include "engine/load/synthetic.h"
 #include "engine/model/rope_length.h"
 #include "numa/page_taking.h"
@@ -32,7 +33,8 @@ Sequence::Sequence(Sequence&& other) noexcept
       rope_(std::move(other.rope_)),
       frequencies_(std::move(other.frequencies_)),
       tokens_(std::exchange(other.tokens_, {})),
-      pages_(std::exchange(other.pages_, {})) {}
+      pages_(std::exchange(other.pages_, {})),
+      chain_(std::exchange(other.chain_, {})) {}
 
 Sequence& Sequence::operator=(Sequence&& other) noexcept {
   std::swap(engine_, other.engine_);
@@ -42,6 +44,7 @@ Sequence& Sequence::operator=(Sequence&& other) noexcept {
   std::swap(frequencies_, other.frequencies_);
   std::swap(tokens_, other.tokens_);
   std::swap(pages_, other.pages_);
+  std::swap(chain_, other.chain_);
   return *this;
 }
 
@@ -63,8 +66,11 @@ void Sequence::truncate(int64_t length) {
   if (length == this->length()) return;
   tokens_.resize(length);
   release_pages(model::KvCache::pages_for(length));
+  chain_.keys.resize(std::min<size_t>(chain_.keys.size(), static_cast<size_t>(length / kernels::kLeafTokens)));
   const int slot = static_cast<int>(length % kernels::kLeafTokens);
-  if (slot != 0) engine_->kv_->clear_values_from(pages_.back(), slot);
+  if (slot == 0) return;
+  if (engine_->kv_->is_shared(pages_.back())) engine_->kv_store_->settle(true);  // it is being written
+  engine_->kv_->clear_values_from(pages_.back(), slot);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -74,6 +80,8 @@ Result<void> Engine::load(const load::LoadOptions& options) {
   if (team_ == nullptr)
     return fail(ErrorCode::kUsage, "this is the plan of a machine that is not there: it can be looked at, not loaded");
   TRY(plan_.check());
+  // Before the weights: they may take minutes.
+  if (!options_.kv_store.directory.empty()) TRY(open_kv_store());
   if (checkpoint_) {
     load::LoadOptions load_options = options;
     load_options.statistics = &load_statistics_;
@@ -85,6 +93,11 @@ Result<void> Engine::load(const load::LoadOptions& options) {
   TRY_ASSIGN(kv_, model::KvCache::create(config(), kv_pages_, team_->nodes(), topology_));
   TRY_ASSIGN(workspace_, model::Workspace::create(config(), limits_, placement_, team_->worker_nodes(), topology_));
   TRY(take_pages_of_memory(options));
+  if (kv_store_) {
+    kv_store_->attach(
+        {.weights = load::fingerprint_weights(*model_, *team_), .numerics = kernels::profile_name(kernels_.profile)},
+        config(), *kv_);
+  }
   batch_.tokens.reserve(limits_.rows);
   batch_.sequences.reserve(limits_.sequences);
   batch_.logit_rows.reserve(limits_.logit_rows);
@@ -113,7 +126,9 @@ Result<Sequence> Engine::start_sequence(int64_t planned_tokens) {
                                           planned_tokens, context_tokens_));
   }
   TRY_ASSIGN(const int64_t pages, admission_.admit(planned_tokens));
-  return Sequence(*this, planned_tokens, pages);
+  Sequence sequence(*this, planned_tokens, pages);
+  if (kv_store_) sequence.chain_ = kv_store_->start_chain(sequence.frequencies_);
+  return sequence;
 }
 
 Result<void> Engine::append(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options) {
@@ -154,6 +169,8 @@ Result<void> Engine::check_length(const Sequence& sequence, int64_t more) const 
 
 void Engine::take_pages(Sequence& sequence, int64_t length) {
   while (static_cast<int64_t>(sequence.pages_.size()) < model::KvCache::pages_for(length)) {
+    // What others have given back may still be on its way to the disk.
+    if (kv_store_ && kv_->free_pages() == 0) kv_store_->settle(true);
     const Result<int> page = kv_->allocate(sequence.pages_);
     ENSURE(page.has_value(), "a sequence was promised its pages when it was started");
     sequence.pages_.push_back(*page);
@@ -206,6 +223,7 @@ Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> re
     std::vector<TokenId>& tokens = request.sequence->tokens_;
     tokens.insert(tokens.end(), request.tokens.begin(), request.tokens.end());
   }
+  store_pages(requests);
   StepProfile& profile = profiles_[static_cast<int>(kind)];
   ++profile.steps;
   profile.tokens += batch_.rows();
@@ -215,6 +233,7 @@ Result<std::span<const StepLogits>> Engine::step(std::span<const StepRequest> re
 
 Result<void> Engine::fabricate_context(Sequence& sequence, int64_t length) {
   ENSURE(kv_.has_value(), "load() comes before contexts");
+  ENSURE(kv_store_ == nullptr, "what is made up is not stored");
   ENSURE(sequence.length() % kernels::kLeafTokens == 0 && sequence.length() <= length,
          "a context is lengthened from the end of a page");
   TRY(check_length(sequence, length - sequence.length()));

@@ -18,6 +18,7 @@
 #include "engine/model/generation_config.h"
 #include "engine/model/model.h"
 #include "engine/run/admission.h"
+#include "engine/run/kv_store.h"
 #include "engine/run/placement_report.h"
 #include "kernels/isa.h"
 #include "kernels/registry.h"
@@ -57,6 +58,7 @@ struct EngineOptions {
   int64_t memory_limit_bytes = 0;           ///< further cap on memory; 0: none
   bool whole_experts = false;               ///< each expert on one node instead of a slice of it on every node
   std::filesystem::path expert_usage_file;  ///< load::read_expert_usage, to balance whole experts by; empty: none
+  KvStoreOptions kv_store;                  ///< pages on disk, that prompts begin with; no directory: none
 };
 
 inline constexpr int64_t kDefaultContextTokens = 32768;
@@ -92,6 +94,14 @@ class Sequence {
   model::RopeFrequencies frequencies_;
   std::vector<TokenId> tokens_;
   std::vector<int> pages_;
+  PageChain chain_;  // with a KV store only
+};
+
+/// Where the tokens that a sequence begins with came from.
+struct ReusedTokens {
+  int64_t memory = 0;  ///< were in the sequence
+  int64_t store = 0;   ///< were read from the KV store
+  int64_t total() const { return memory + store; }
 };
 
 /// Which rows of an append() want logits.
@@ -101,9 +111,9 @@ struct AppendOptions {
   LogitRows logit_rows = LogitRows::kLast;
   /// Called after each step with the rows that have logits: the number of the first of them among the appended tokens,
   /// and logits [rows][vocab] row by row. Views die with the call.
-  std::function<void(int64_t first, std::span<const std::span<const float>> logits)> logits;
+  std::function<void(int64_t first, std::span<const std::span<const float>> logits)> logits = {};
   /// Called after each step with tokens done of those to append.
-  std::function<void(int64_t done, int64_t total)> progress;
+  std::function<void(int64_t done, int64_t total)> progress = {};
   /// When it becomes true, the append stops after the running step with kInterrupted; what was done stays.
   const std::atomic<bool>* cancel = nullptr;
 };
@@ -211,6 +221,20 @@ class Engine {
   /// Errors: kUsage (longer than the sequence was planned for), kInterrupted.
   Result<void> append(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options);
 
+  /// Makes the sequence hold as much of `tokens`, from the first, as it has already or the KV store has, and nothing
+  /// else: the logits of what is appended are the same bits as if all had been computed. Pages of the store that are
+  /// damaged are reported and not used. `progress` and `cancel` as in append(), for what is read.
+  /// REQUIRES: load() succeeded. Errors: kUsage (longer than the sequence was planned for), kInterrupted.
+  Result<ReusedTokens> reuse(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options = {});
+
+  /// The KV store gets complete pages of all sequences by itself, while the steps after run. This writes the last,
+  /// unfinished page too and returns when all is on the disk: reuse() of just these tokens then needs no computing.
+  /// Without a store, or if the disk takes no more, it does nothing.
+  void save(Sequence& sequence);
+
+  /// Absent: none was asked for, or before load().
+  const KvStore* kv_store() const { return kv_store_.get(); }
+
   /// For benchmarks: lengthens the sequence to `length` tokens whose keys and values are random numbers of a plausible
   /// size instead of computed ones, so that a depth costs no prefill. Every worker fills its share, with GB/s; the same
   /// for any number of threads. REQUIRES: load() succeeded; length >= sequence.length(), which is a whole number of
@@ -249,6 +273,8 @@ class Engine {
   Result<void> check_length(const Sequence& sequence, int64_t more) const;
   void take_pages(Sequence& sequence, int64_t length);
   Result<void> take_pages_of_memory(const load::LoadOptions& options);
+  Result<void> open_kv_store();
+  void store_pages(std::span<const StepRequest> requests);
   void collect_counters();
 
   numa::Topology topology_;
@@ -271,6 +297,7 @@ class Engine {
   load::PlanRequest plan_request_;
   load::MemoryPlan plan_;
   std::optional<model::KvCache> kv_;
+  std::unique_ptr<KvStore> kv_store_;  // after kv_, whose pages it writes until it ends; absent: none
   std::optional<model::Workspace> workspace_;
   std::array<StepProfile, 2> profiles_;        // by StepKind
   StepKind counted_kind_ = StepKind::kDecode;  // of the steps in the workers' counters

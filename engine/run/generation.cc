@@ -61,12 +61,6 @@ Result<GenerationResult> generate(Engine& engine, const checkpoint::Tokenizer& t
   }
   max_tokens = std::min(max_tokens, planned - result.prompt_tokens);
 
-  // What the sequence shares with the prompt stays; at least the last prompt token is computed, for its logits.
-  const auto [held_end, prompt_end] =
-      std::mismatch(sequence.tokens().begin(), sequence.tokens().end(), request.prompt.begin(), request.prompt.end());
-  result.reused_tokens = std::min<int64_t>(prompt_end - request.prompt.begin(), result.prompt_tokens - 1);
-  sequence.truncate(result.reused_tokens);
-
   Sampler sampler(engine.config().vocab);
   checkpoint::Detokenizer detokenizer(tokenizer);
   StopStrings stop_strings(request.stop_strings);
@@ -101,12 +95,20 @@ Result<GenerationResult> generate(Engine& engine, const checkpoint::Tokenizer& t
     return !done;
   };
 
-  const auto started = std::chrono::steady_clock::now();
-  append.progress = [&](int64_t done, int64_t total) {
-    if (events.prefill) events.prefill(done, total);
-  };
+  // At least the last prompt token is computed, for its logits.
   const std::span<const TokenId> prompt(request.prompt);
-  Result<void> appended = engine.append(sequence, prompt.subspan(result.reused_tokens), append);
+  const auto started = std::chrono::steady_clock::now();
+  append.progress = events.restore;
+  Result<ReusedTokens> reused = engine.reuse(sequence, prompt.first(prompt.size() - 1), append);
+  Result<void> appended;
+  if (reused) {
+    result.reused = *reused;
+    append.progress = events.prefill;
+    appended = engine.append(sequence, prompt.subspan(static_cast<size_t>(reused->total())), append);
+  } else {
+    appended = std::unexpected(reused.error());
+  }
+  result.prefilled_tokens = std::min(sequence.length(), result.prompt_tokens);
   result.prefill_seconds = seconds_since(started);
 
   const auto decode_started = std::chrono::steady_clock::now();

@@ -26,6 +26,8 @@ struct GenerationRequest {
 
 /// All are optional. Called on the thread that generates, in order.
 struct GenerationEvents {
+  /// Prompt tokens read from the KV store, of those that it has.
+  std::function<void(int64_t done, int64_t total)> restore;
   /// Prompt tokens computed, of those that are not reused.
   std::function<void(int64_t done, int64_t total)> prefill;
   /// For each token. `text` is what may be shown now: whole UTF-8 characters that are not part of a stop string;
@@ -45,8 +47,9 @@ struct GenerationResult {
   std::string text;
   FinishReason finish_reason = FinishReason::kStop;
   int64_t prompt_tokens = 0;
-  int64_t reused_tokens = 0;   ///< of the prompt, already in the sequence
-  int64_t decoded_tokens = 0;  ///< decode steps: answer tokens after the first
+  ReusedTokens reused;           ///< of the prompt, not computed
+  int64_t prefilled_tokens = 0;  ///< of the prompt, in the sequence at the end: all but for an interruption
+  int64_t decoded_tokens = 0;    ///< decode steps: answer tokens after the first
   double prefill_seconds = 0;
   double decode_seconds = 0;
 };
@@ -56,10 +59,10 @@ struct GenerationResult {
 Result<int64_t> plan_generation(const Engine& engine, const GenerationRequest& request);
 
 /// Generates into `sequence`, as many tokens as it was planned for at the most. It may hold an earlier conversation:
-/// tokens that it shares with the prompt are not computed again, the rest of it is forgotten. Afterwards it holds
-/// prompt and answer but for the last token. The result depends on the request alone: not on what was reused, nor on
-/// chunks or threads (docs/numerics.md). Errors: of plan_generation, kUsage (a prompt that fills the sequence), of
-/// append, kBadInput for NaN logits. An interruption is no error.
+/// tokens that it shares with the prompt, and those that the KV store has, are not computed again, the rest of it is
+/// forgotten. Afterwards it holds prompt and answer but for the last token. The result depends on the request alone:
+/// not on what was reused, nor on chunks or threads (docs/numerics.md). Errors: of plan_generation, kUsage (a prompt
+/// that fills the sequence), of append, kBadInput for NaN logits. An interruption is no error.
 Result<GenerationResult> generate(Engine& engine, const checkpoint::Tokenizer& tokenizer, Sequence& sequence,
                                   const GenerationRequest& request, const GenerationEvents& events = {});
 

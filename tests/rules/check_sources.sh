@@ -34,15 +34,16 @@ declare -A below=(
   [base]=""
   [numa]="base"
   [kernels]="base"
+  [engine/storage]="base"
   [engine/checkpoint]="base"
   [engine/model]="base numa kernels engine/checkpoint"
-  [engine/load]="base numa kernels engine/checkpoint engine/model"
-  [engine/run]="base numa kernels engine/checkpoint engine/model engine/load"
-  [engine/serve]="base numa kernels engine/checkpoint engine/model engine/load engine/run"
-  [engine/jobs]="base numa kernels engine/checkpoint engine/model engine/load engine/run"
-  [bench]="base numa kernels engine/checkpoint engine/model engine/load engine/run"
-  [tools]="base numa kernels engine/checkpoint engine/model engine/load engine/run engine/serve engine/jobs bench"
-  [tests]="base numa kernels engine/checkpoint engine/model engine/load engine/run engine/serve engine/jobs bench tools"
+  [engine/load]="base numa kernels engine/storage engine/checkpoint engine/model"
+  [engine/run]="base numa kernels engine/storage engine/checkpoint engine/model engine/load"
+  [engine/serve]="base numa kernels engine/storage engine/checkpoint engine/model engine/load engine/run"
+  [engine/jobs]="base numa kernels engine/storage engine/checkpoint engine/model engine/load engine/run"
+  [bench]="base numa kernels engine/storage engine/checkpoint engine/model engine/load engine/run"
+  [tools]="base numa kernels engine/storage engine/checkpoint engine/model engine/load engine/run engine/serve engine/jobs bench"
+  [tests]="base numa kernels engine/storage engine/checkpoint engine/model engine/load engine/run engine/serve engine/jobs bench tools"
 )
 
 layer_of() {
@@ -95,6 +96,9 @@ third_party=(
   '<xsimd/*        kernels/portable/'
   '<toml*          engine/checkpoint/model_directory.cc'
   '<utf8proc.h>    engine/checkpoint/'
+  '<liburing*      engine/storage/'
+  '<xxhash.h>      engine/storage/digest.cc'
+  '<blake2.h>      engine/storage/page_key.cc'
   '<CLI/*          tools/option_table.cc'
   '<doctest/*      tests/'
 )

@@ -98,15 +98,15 @@ TEST_CASE_FIXTURE(Fixture, "a sequence that holds part of the prompt gives the s
   REQUIRE(generate(*engine, tokenizer(), *sequence, request(300, 5)));
   const auto again = generate(*engine, tokenizer(), *sequence, first);
   REQUIRE(again);
-  CHECK(again->reused_tokens == 299);
+  CHECK(again->reused.memory == 299);
   CHECK(again->answer == expected.answer);
   const auto continued = generate(*engine, tokenizer(), *sequence, second);
   REQUIRE(continued);
-  CHECK(continued->reused_tokens == 300 + 19);
+  CHECK(continued->reused.memory == 300 + 19);
   CHECK(continued->answer == expected_second.answer);
   const auto branched = generate(*engine, tokenizer(), *sequence, other);
   REQUIRE(branched);
-  CHECK(branched->reused_tokens == 270);
+  CHECK(branched->reused.memory == 270);
   CHECK(branched->answer == expected_other.answer);
 }
 
