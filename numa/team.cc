@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "base/format.h"
 #include "base/types.h"
+#include "numa/memory_limit.h"
 
 #ifdef CPUINFER_TEAM_THREADS
 #include <thread>
@@ -102,6 +103,13 @@ int64_t thread_stack_bytes() {
 Result<std::unique_ptr<Team>> Team::create(const Topology& topology, const TeamOptions& options) {
   TRY_ASSIGN(TeamLayout layout, plan_team(topology, options));
   const int threads = static_cast<int>(layout.workers.size());
+  // OpenMP ends the process when it cannot make a thread.
+  const int64_t stacks = (threads - 1) * thread_stack_bytes();
+  if (const MemoryLimit limit = available_memory(stacks); limit.bytes == 0 && available_memory().bytes > 0)
+    return fail(ErrorCode::kDoesNotFit,
+                format("there is no room for the stacks of {} threads ({}); use fewer threads, a smaller `ulimit -s`, "
+                       "or raise the limit",
+                       threads, limit.reason));
   const bool pin = topology.pins_threads();
   std::vector<Place> places;
   for (const WorkerPlace& planned : layout.workers) {

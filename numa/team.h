@@ -61,7 +61,8 @@ int64_t thread_stack_bytes();
 class Team {
  public:
   /// The workers of plan_team(), pinned if the topology says so (Topology::pins_threads).
-  /// Errors: kUsage (of plan_team), kRuntime (OpenMP gives fewer threads, the system refuses or ignores the pinning).
+  /// Errors: kUsage (of plan_team), kDoesNotFit (their stacks, by `ulimit -v` and the like), kRuntime (OpenMP gives
+  /// fewer threads, the system refuses or ignores the pinning).
   static Result<std::unique_ptr<Team>> create(const Topology& topology, const TeamOptions& options = {});
 
   Team(const Team&) = delete;

@@ -102,6 +102,7 @@ Result<int> run_command(const RunOptions& options) {
   }
 
   TRY_ASSIGN(const std::string text, prompt_text(options));
+  TRY(check_text_length(text, tokenizer, engine->context_tokens()));
   TRY_ASSIGN(Conversation conversation, conversation_before(options, *engine));
   if (chat) {
     TRY_ASSIGN(request.prompt, chat_tokens(conversation, text, tokenizer));

@@ -203,6 +203,20 @@ int interrupted_code(const run::Engine& engine, const run::GenerationResult& res
   return kExitTryAgain;
 }
 
+Result<void> check_text_length(std::string_view text, const checkpoint::Tokenizer& tokenizer, int64_t context_tokens) {
+  constexpr int64_t kComposed = 3;  // bytes of which NFC makes one, at the most: letters of a syllable of Hangul
+  int64_t longest = 1;
+  for (TokenId token = 0; token < tokenizer.id_limit(); ++token)
+    longest = std::max(longest, static_cast<int64_t>(tokenizer.token_bytes(token).size()));
+  const int64_t bytes = static_cast<int64_t>(text.size());
+  if (bytes / (kComposed * longest) <= context_tokens) return {};
+  return fail(
+      ErrorCode::kUsage,
+      format("the prompt has {} bytes, and {} tokens of context stand for {} at the most; shorten the prompt or "
+             "raise --ctx",
+             bytes, context_tokens, context_tokens * kComposed * longest));
+}
+
 Result<std::string> read_text(const std::string& path) {
   return path == "-" ? read_stdin(kMaxTextBytes) : checkpoint::read_whole_file(path, kMaxTextBytes);
 }

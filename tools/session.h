@@ -64,6 +64,10 @@ std::string statistics(const run::Engine& engine, const run::GenerationResult& r
 /// prompt was computed and the KV store has what was done; otherwise that of the signal.
 int interrupted_code(const run::Engine& engine, const run::GenerationResult& result);
 
+/// kUsage if a text has more bytes than all tokens of a context can stand for, so that it need not be tokenized, which
+/// takes several times its memory, to know that it does not fit.
+Result<void> check_text_length(std::string_view text, const checkpoint::Tokenizer& tokenizer, int64_t context_tokens);
+
 /// A text file given by the user, whole. "-" is stdin.
 Result<std::string> read_text(const std::string& path);
 

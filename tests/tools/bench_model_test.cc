@@ -212,7 +212,7 @@ TEST_CASE("what does not fit is said; if nothing fits, nothing is loaded") {
   for (int i : {1, 2, 3}) CHECK(rows[i][4] == "does not fit");
   CHECK(contains(some.out, "tg4 @ d4194304 does not fit: the plan needs 2."));
   CHECK(contains(some.out, "this process may take 400.0 MiB"));
-  CHECK(contains(some.out, "tg4 @ d4194304, b65536 does not fit: node 0 needs 12"));
+  CHECK(contains(some.out, "tg4 @ d4194304, b65536 does not fit: node 0 needs 14"));
 
   fails({"--synthetic", "tiny", "--quick", "--memory-limit", "10MiB"}, 78, "not enough memory, nothing was loaded");
   fails({"--synthetic", "tiny", "--quick", "--memory-limit", "10MiB"}, 78, "no case fits: take fewer --layers");

@@ -146,6 +146,12 @@ TEST_CASE("a prompt longer than the context") {
   for (int i = 0; i < 300; ++i) text += "word " + std::to_string(i) + " ";
   expect_error({"-m", tiny_model(), "--ctx", "64", "--prompt", text}, 2,
                {"the prompt has ", "and the context 64: no room for an answer"});
+  // Known before it is tokenized.
+  const auto file = scratch_directory() / "long.txt";
+  write_file(file, std::string(2'000'000, 'x'));
+  expect_error({"-m", tiny_model(), "--ctx", "64", "--prompt-file", file.string()}, 2,
+               {"the prompt has 2000000 bytes, and 64 tokens of context stand for ",
+                " at the most; shorten the prompt or raise --ctx"});
   const Outcome scored = pipe_cpuinfer(text, {"score", "-m", tiny_model(), "--ctx", "64"});
   CHECK(scored.exit_code == 2);
   CHECK(contains(scored.err, "and the context 64; shorten the text or raise --ctx"));

@@ -31,6 +31,8 @@ struct ProcessOptions {
   std::string stdout_path;                                       ///< a file instead of a pipe
   bool close_stdout = false;                                     ///< start with stdout closed
   int64_t limit_ms = 120'000;
+  std::vector<std::pair<int, int64_t>> resource_limits;  ///< RLIMIT_AS, ... and bytes, from its start
+  std::string control_group;                             ///< a directory of the group to start in; empty: this one
 };
 
 /// One run of cpuinfer.

@@ -122,7 +122,7 @@ TEST_CASE("answers and turns do not make it grow") {
     auto sequence = engine->start_sequence(kContext);
     REQUIRE(sequence);
     for (int i = 0; i < turns; ++i) turn(*sequence, 200 + 300 * (i % 8), 60, static_cast<uint64_t>(i));
-    turn(*sequence, 1000, 4000, 7);
+    turn(*sequence, 1000, 1500, 7);
   };
   // What counts is the peak, which a write to this file sets back.
   const auto peak = [] { return bytes_of("/proc/self/status", "VmHWM:"); };
@@ -130,7 +130,7 @@ TEST_CASE("answers and turns do not make it grow") {
   const int64_t loaded = bytes_of("/proc/self/status", "VmRSS:");
   use(4);
   const int64_t once = peak();
-  for (int i = 0; i < 3; ++i) use(16);
+  for (int i = 0; i < 2; ++i) use(8);
   const int64_t often = peak();
   MESSAGE("loaded ", loaded / 1024, " KiB, at the peak of a conversation ", once / 1024, " KiB, of more of them ",
           often / 1024, " KiB");
