@@ -82,6 +82,9 @@ void add_model(OptionTable& table, ModelOptions& options) {
                 TRY_ASSIGN(engine.rope, parse_rope_scaling(name, value));
                 return {};
               });
+  table.value("--weights", "WHERE",
+              "memory, or stream: of a packed model ('pack'), read what\ndoes not fit during steps [memory]",
+              choice_into(engine.stream_weights, {{"memory", false}, {"stream", true}}));
   table.value("--memory-limit", "SIZE", "Use at most this much memory: 512MiB, 1.5TiB",
               size_into(engine.memory_limit_bytes));
   add_machine(table, engine);

@@ -30,6 +30,8 @@ Result<CommandLine> parse_plan(const std::vector<std::string>& arguments, const 
   table.value("--core-bandwidth", "RATE",
               "What one core reads at most [15GB/s; here at least its\nshare of what is measured]",
               rate_into(o.speed.core_bandwidth), Variable::kNo);
+  table.value("--disk-bandwidth", "RATE", "What the disk gives streamed weights [here: measured now]",
+              rate_into(o.speed.disk_bandwidth), Variable::kNo);
   table.value("--meeting", "TIME",
               "Of all workers, each time they wait for each other\n[here: measured now; else 1.5us]",
               time_into(o.speed.meeting), Variable::kNo);
@@ -161,7 +163,7 @@ Result<CommandLine> parse_pack(const std::vector<std::string>& arguments, const 
   PackOptions o;
   OptionTable table("cpuinfer pack",
                     "Write a model with its weights packed in one file: it starts faster, and its weights\n"
-                    "may be larger than memory.");
+                    "may be larger than memory (--weights stream).");
   add_model_name(table, o.model);
   table.value("-o,--output", "DIR", "Model directory to write; must be new or empty", text_into(o.output),
               Variable::kNo);

@@ -167,6 +167,15 @@ std::string statistics(const run::Engine& engine, const run::GenerationResult& r
       format("answer {} tokens, decode {}", result.answer.size(), speed(result.decoded_tokens, result.decode_seconds));
   if (decode_rate > 0)
     text += format(", {:.1f} GB/s of weights", decode_rate * static_cast<double>(engine.decode_weight_bytes()) / 1e9);
+  if (const load::StreamStatistics stream = engine.stream_statistics(); stream.bytes > 0) {
+    const double seconds = std::max(stream.step_seconds, 1e-9);
+    text += format("; {:.1f} GB of weights streamed, {:.2f} GB/s", static_cast<double>(stream.bytes) / 1e9,
+                   static_cast<double>(stream.bytes) / seconds / 1e9);
+    if (const int64_t experts = stream.expert_hits + stream.expert_misses; experts > 0)
+      text += format(", {:.0f} % of the experts were in memory",
+                     100 * static_cast<double>(stream.expert_hits) / static_cast<double>(experts));
+    text += format(", waited {:.0f} %", 100 * stream.wait_seconds / seconds);
+  }
   return text + format("; {}", run::finish_reason_name(result.finish_reason));
 }
 
