@@ -102,7 +102,7 @@ SweepEffort quick_effort();
 /// Told of progress (0 .. 1); a measurement stops with kInterrupted once *cancel is true.
 struct Watch {
   const std::atomic<bool>* cancel = nullptr;
-  std::function<void(double done)> progress;
+  std::function<void(double done)> progress = {};
   bool cancelled() const { return cancel != nullptr && cancel->load(std::memory_order_relaxed); }
   Result<void> check(double done) const;
 };

@@ -86,6 +86,9 @@ void add_model(OptionTable& table, ModelOptions& options) {
                 TRY_ASSIGN(engine.rope, parse_rope_scaling(name, value));
                 return {};
               });
+  table.value("--weights", "WHERE",
+              "memory, or stream: of a packed model ('pack'), read what\ndoes not fit during steps [memory]",
+              choice_into(engine.stream_weights, {{"memory", false}, {"stream", true}}));
   table.value("--memory-limit", "SIZE", "Use at most this much memory: 512MiB, 1.5TiB",
               size_into(engine.memory_limit_bytes));
   add_machine(table, engine);
@@ -115,11 +118,17 @@ void add_kv_store(OptionTable& table, run::EngineOptions& engine) {
               "The most that DIR may take; then pages that were not\nused for longest go "
               "[what the disk has]",
               size_into(engine.kv_store.size_bytes));
+  table.value("--kv-tier", "WHERE",
+              "memory, or disk: what memory has no room for is kept\nin DIR and read again for every token: exact, "
+              "slow [memory]",
+              choice_into(engine.kv_on_disk, {{"memory", false}, {"disk", true}}));
 }
 
 Result<void> check_kv_store(const OptionTable& table, const run::EngineOptions& engine) {
   if (engine.kv_store.size_bytes != 0 && engine.kv_store.directory.empty())
     return table.usage("--kv-store-size is the size of a KV store: give its directory with --kv-store");
+  if (engine.kv_on_disk && engine.kv_store.directory.empty())
+    return table.usage("--kv-tier disk keeps pages in a KV store: give its directory with --kv-store");
   return {};
 }
 

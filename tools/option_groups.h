@@ -26,7 +26,7 @@ void add_workers(OptionTable& table, int& threads, numa::MachineOptions& machine
 void add_machine(OptionTable& table, run::EngineOptions& engine);
 /// Groups Model and Machine: all of the engine.
 void add_model(OptionTable& table, ModelOptions& options);
-/// Group KV store: --kv-store, --kv-store-size; and what is wrong with them together.
+/// Group KV store: --kv-store, --kv-store-size, --kv-tier; and what is wrong with them together.
 void add_kv_store(OptionTable& table, run::EngineOptions& engine);
 Result<void> check_kv_store(const OptionTable& table, const run::EngineOptions& engine);
 /// kUsage if no model was given.

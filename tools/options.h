@@ -59,7 +59,7 @@ struct RunOptions {
 
 /// Bytes per second and seconds; absent: measured, assumed or not counted.
 struct SpeedOptions {
-  std::optional<double> node_bandwidth, remote_bandwidth, core_bandwidth, meeting;
+  std::optional<double> node_bandwidth, remote_bandwidth, core_bandwidth, disk_bandwidth, meeting;
 };
 
 struct PlanOptions {

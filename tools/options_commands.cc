@@ -9,6 +9,7 @@ Result<CommandLine> parse_plan(const std::vector<std::string>& arguments, const 
                     "Print the memory a model needs here or on another machine, whether it fits, and how\n"
                     "fast it should decode; reads no weights. Exit status 0 if it fits, 78 if not.");
   add_model(table, o.model);
+  add_kv_store(table, o.model.engine);
   table.group("Plan");
   table.value("--synthetic", "NAME", "Instead of --model: the sizes of a published model, as\n'synth'",
               text_into(o.synthetic), Variable::kNo);
@@ -30,6 +31,8 @@ Result<CommandLine> parse_plan(const std::vector<std::string>& arguments, const 
   table.value("--core-bandwidth", "RATE",
               "What one core reads at most [15GB/s; here at least its\nshare of what is measured]",
               rate_into(o.speed.core_bandwidth), Variable::kNo);
+  table.value("--disk-bandwidth", "RATE", "What the disk gives streamed weights [here: measured\nnow] and KV pages",
+              rate_into(o.speed.disk_bandwidth), Variable::kNo);
   table.value("--meeting", "TIME",
               "Of all workers, each time they wait for each other\n[here: measured now; else 1.5us]",
               time_into(o.speed.meeting), Variable::kNo);
@@ -38,6 +41,7 @@ Result<CommandLine> parse_plan(const std::vector<std::string>& arguments, const 
   add_json(table, o.json, "Print JSON");
   TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
   if (help) return ShowText{*help};
+  TRY(check_kv_store(table, o.model.engine));
   if (o.synthetic.empty()) {
     if (o.model.model.empty())
       return table.usage("no model: give --model with a directory or a name, or --synthetic NAME");
@@ -161,7 +165,7 @@ Result<CommandLine> parse_pack(const std::vector<std::string>& arguments, const 
   PackOptions o;
   OptionTable table("cpuinfer pack",
                     "Write a model with its weights packed in one file: it starts faster, and its weights\n"
-                    "may be larger than memory.");
+                    "may be larger than memory (--weights stream).");
   add_model_name(table, o.model);
   table.value("-o,--output", "DIR", "Model directory to write; must be new or empty", text_into(o.output),
               Variable::kNo);

@@ -70,10 +70,26 @@ std::string left_out_text(std::span<const numa::Node> nodes) {
   return text;
 }
 
+// Of a context that is not all in memory: what of it is read from disk for every token.
+int64_t cold_bytes(const run::Engine& engine) {
+  return std::max<int64_t>(engine.context_tokens() - engine.memory_tokens(), 0) * engine.plan().kv_bytes_per_token;
+}
+
+std::string cold_text(const run::Engine& engine, std::optional<double> disk_bandwidth) {
+  const double bytes = static_cast<double>(cold_bytes(engine));
+  if (bytes == 0 || !engine.plan().fits()) return {};
+  std::string text =
+      format("KV on disk: {:.2f} GB for every token at {} tokens of context", bytes / 1e9, engine.context_tokens());
+  if (!disk_bandwidth) return text + "; --disk-bandwidth RATE has its speed predicted\n";
+  return text +
+         format(", at {:.4g} GB/s {:.2g} tokens/s at the most\n", *disk_bandwidth / 1e9, *disk_bandwidth / bytes);
+}
+
 Json plan_json(const run::Engine& engine, const PlanSpeed& speed) {
   Json json = engine.plan().json();
   json.set("decode_weight_bytes", engine.decode_weight_bytes());
   json.set("threads", engine.workers());
+  json.set("kv_disk_bytes_per_token", cold_bytes(engine));
   Json shares{Json::Array{}};
   for (const double share : node_shares(engine.placement())) shares.push_back(share);
   Json placement;
@@ -115,7 +131,7 @@ Result<int> plan_command(const PlanOptions& options) {
   if (!plan.fits()) text += plan.advice() + "\n";
   text += left_out_text(engine->topology().memory_only());
   if (engine->nodes() > 1) text += placement_text(engine->placement());
-  TRY(write_stdout(text + "\n" + speed.text()));
+  TRY(write_stdout(text + "\n" + speed.text() + cold_text(*engine, options.speed.disk_bandwidth)));
   return code;
 }
 

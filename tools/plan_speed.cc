@@ -6,6 +6,7 @@
 #include "base/format.h"
 #include "base/types.h"
 #include "bench/barriers.h"
+#include "bench/disk.h"
 #include "bench/read.h"
 
 namespace cpuinfer::tools {
@@ -79,6 +80,22 @@ Result<void> choose_machine(run::Engine& engine, const PlanOptions& options, con
   return {};
 }
 
+Result<StreamSpeed> predict_streaming(run::Engine& engine, const PlanOptions& options,
+                                      const std::atomic<bool>* cancel) {
+  StreamSpeed speed{.disk_bandwidth = options.speed.disk_bandwidth.value_or(0),
+                    .bytes_per_token = engine.streamed_bytes_per_token()};
+  if (options.speed.disk_bandwidth || !options.topology.empty() || !options.synthetic.empty()) return speed;
+  constexpr double kSeconds = 0.5;
+  const auto disk = bench::measure_disk(
+      engine.topology(), {.model = engine.checkpoint().directory(), .directory = {}, .seconds = kSeconds},
+      {.cancel = cancel, .progress = {}});
+  if (!disk && disk.error().code == ErrorCode::kInterrupted) return std::unexpected(disk.error());
+  if (!disk) return speed;  // a file too small to be read for so long
+  speed.disk_bandwidth = disk->winner().bytes_per_second;
+  speed.measured = true;
+  return speed;
+}
+
 std::string context_name(int64_t tokens) {
   return tokens >= 1024 && tokens % 1024 == 0 ? format("{}k", tokens / 1024) : format("{}", tokens);
 }
@@ -91,6 +108,9 @@ Result<PlanSpeed> predict_speed(run::Engine& engine, const PlanOptions& options,
   PlanSpeed speed;
   speed.nodes = engine.nodes();
   speed.positions = engine.plan_request().context_limit;
+  if (engine.stream_plan().streams()) {
+    TRY_ASSIGN(speed.stream, predict_streaming(engine, options, cancel));
+  }
   TRY(choose_machine(engine, options, cancel, speed));
   if (!speed.missing.empty()) return speed;
 
@@ -101,7 +121,7 @@ Result<PlanSpeed> predict_speed(run::Engine& engine, const PlanOptions& options,
 
   const bool has_experts = engine.config().experts > 0;
   for (const bool whole : {false, true}) {
-    if (whole && !has_experts) break;
+    if (whole && (!has_experts || engine.plan_request().stream_weights)) break;
     TRY_ASSIGN(const load::PlannedModel planned, engine.plan_placed(whole));
     const std::vector<load::DecodePrediction> predictions =
         load::predict_decode(planned, engine.plan_request(), speed.machine, contexts);
@@ -119,8 +139,17 @@ Result<PlanSpeed> predict_speed(run::Engine& engine, const PlanOptions& options,
   return speed;
 }
 
+std::string PlanSpeed::stream_text() const {
+  if (!stream) return {};
+  std::string text = format("streaming: {:.2f} GB of the disk for a token if experts are equally likely",
+                            stream->bytes_per_token / 1e9);
+  if (stream->disk_bandwidth == 0) return text + "; --disk-bandwidth RATE has its speed predicted\n";
+  return text + format(", at {} ({}) {:.2g} tokens/s at the most\n", gigabytes(stream->disk_bandwidth),
+                       stream->measured ? "measured now" : "given", stream->tokens_per_second());
+}
+
 std::string PlanSpeed::text() const {
-  if (contexts.empty()) return missing + "\n";
+  if (contexts.empty()) return stream_text() + missing + "\n";
   std::string text = format(
       "decode of one sequence, computed from {} of a node ({}), {} of a core, meetings of {:.2g} us{}",
       gigabytes(machine.node_bandwidth), bandwidth_measured ? "measured now" : "given",
@@ -154,11 +183,21 @@ std::string PlanSpeed::text() const {
         chosen_experts, nodes, chosen_experts / (nodes * *whole_expert_share), 100 * *whole_expert_share);
   if (nodes > 1 && machine.remote_bandwidth == 0)
     text += "activations of other nodes are not counted; --remote-bandwidth RATE has them counted\n";
-  return text;
+  return text + stream_text();
 }
 
 Json PlanSpeed::json() const {
   Json json;
+  if (stream) {
+    Json streaming;
+    streaming.set("bytes_per_token", stream->bytes_per_token);
+    if (stream->disk_bandwidth > 0) {
+      streaming.set("disk_bytes_per_second", stream->disk_bandwidth);
+      streaming.set("disk_measured", stream->measured);
+      streaming.set("tokens_per_second", stream->tokens_per_second());
+    }
+    json.set("streaming", std::move(streaming));
+  }
   if (contexts.empty()) {
     json.set("missing", missing);
     return json;

@@ -26,6 +26,15 @@ struct ContextSpeed {
   std::vector<PlacedSpeed> placed;
 };
 
+/// Of weights that are read during steps.
+struct StreamSpeed {
+  double disk_bandwidth = 0;  ///< 0: not known
+  bool measured = false;
+  double bytes_per_token = 0;
+  /// If the disk is all that is waited for, and experts are equally likely.
+  double tokens_per_second() const { return disk_bandwidth / bytes_per_token; }
+};
+
 struct PlanSpeed {
   load::MachineSpeed machine;
   bool bandwidth_measured = false, meeting_measured = false;
@@ -33,10 +42,12 @@ struct PlanSpeed {
   std::string missing;                 ///< why there are none, and what would give them
   int64_t positions = 0;               ///< that the model is made for
   int nodes = 0, chosen_experts = 0;
+  std::optional<StreamSpeed> stream;         ///< absent: all weights are in memory
   std::optional<double> whole_expert_share;  ///< load::whole_expert_share; absent: no experts
 
   /// The tables for people. Ends with a newline.
   std::string text() const;
+  std::string stream_text() const;
   Json json() const;
 };
 

@@ -54,6 +54,13 @@ Result<Conversation> conversation_before(const RunOptions& options, const run::E
   return before;
 }
 
+// Before anything is read. This command could also keep a part of the context on disk.
+Result<void> check_plan(const run::Engine& engine, const RunOptions& options) {
+  const load::MemoryPlan& plan = engine.plan();
+  if (plan.largest_context == 0 || options.model.engine.kv_on_disk) return plan.check();
+  return plan.check(plan.advice() + "; so would --kv-tier disk, with --kv-store on a fast disk");
+}
+
 }  // namespace
 
 Result<int> run_command(const RunOptions& options) {
@@ -61,6 +68,7 @@ Result<int> run_command(const RunOptions& options) {
   const bool answer_one = options.prompt || options.prompt_file || ::isatty(STDIN_FILENO) != 1;
   // The engine first: of another kind of model the architecture is to be named, not its tokenizer.
   TRY_ASSIGN(const std::unique_ptr<run::Engine> engine, prepare_engine(options.model));
+  TRY(check_plan(*engine, options));
   const std::filesystem::path& directory = engine->checkpoint().directory();
   TRY_ASSIGN(const checkpoint::Tokenizer tokenizer, checkpoint::Tokenizer::open(directory));
   const bool chatml = has_chatml(tokenizer);

@@ -8,6 +8,7 @@
 #include "base/format.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "bench/disk.h"
 #include "engine/checkpoint/checkpoint_file.h"
 #include "engine/checkpoint/model_directory.h"
 #include "tools/exit_codes.h"
@@ -42,6 +43,23 @@ std::vector<TokenId> config_eos(const Json& config) {
 // Tokens per second, or "-" where nothing was measured.
 std::string speed(int64_t tokens, double seconds) {
   return tokens > 0 && seconds > 0 ? format("{:.1f} tokens/s", static_cast<double>(tokens) / seconds) : "- tokens/s";
+}
+
+// Before the first token: what pages on disk will cost, by the disk as it is now.
+Result<void> report_cold_speed(run::Engine& engine, Console& console) {
+  const int64_t tokens = engine.context_tokens() - engine.memory_tokens();
+  const double bytes = static_cast<double>(engine.plan().kv_bytes_per_token * std::max<int64_t>(tokens, 0));
+  const std::filesystem::path& directory = engine.kv_store()->pages().directory();
+  const auto disk = bench::measure_disk(
+      engine.topology(), {.model = {}, .directory = directory, .temporary_bytes = 256_MiB, .seconds = 0.5},
+      {.cancel = &cancel_flag()});
+  if (!disk && disk.error().code == ErrorCode::kInterrupted) return std::unexpected(disk.error());
+  console.line(format("kv tier   {} tokens in memory; a context of {} has {:.1f} GB on disk for every token{}",
+                      engine.memory_tokens(), engine.context_tokens(), bytes / 1e9,
+                      disk ? format(": at {:.2f} GB/s {:.2g} tokens/s at the most",
+                                    disk->winner().bytes_per_second / 1e9, disk->winner().bytes_per_second / bytes)
+                           : ""));
+  return {};
 }
 
 }  // namespace
@@ -79,6 +97,7 @@ Result<void> load_engine(run::Engine& engine, const std::vector<std::string>& fa
                      .cancel = &cancel_flag()}));
   }
   report_placement(engine, console, true);
+  if (engine.cold_stream() != nullptr) TRY(report_cold_speed(engine, console));
   if (const load::LoadStatistics& load = engine.load_statistics(); load.bytes > 0) {  // read, not made
     console.line(format("loaded    {:.2f} GB in {:.2f} s, {:.2f} GB/s", static_cast<double>(load.bytes) / 1e9,
                         load.seconds, static_cast<double>(load.bytes) / load.seconds / 1e9));
@@ -190,6 +209,20 @@ std::string statistics(const run::Engine& engine, const run::GenerationResult& r
       format("answer {} tokens, decode {}", result.answer.size(), speed(result.decoded_tokens, result.decode_seconds));
   if (decode_rate > 0)
     text += format(", {:.1f} GB/s of weights", decode_rate * static_cast<double>(engine.decode_weight_bytes()) / 1e9);
+  if (const load::StreamStatistics stream = engine.stream_statistics(); stream.bytes > 0) {
+    const double seconds = std::max(stream.step_seconds, 1e-9);
+    text += format("; {:.1f} GB of weights streamed, {:.2f} GB/s", static_cast<double>(stream.bytes) / 1e9,
+                   static_cast<double>(stream.bytes) / seconds / 1e9);
+    if (const int64_t experts = stream.expert_hits + stream.expert_misses; experts > 0)
+      text += format(", {:.0f} % of the experts were in memory",
+                     100 * static_cast<double>(stream.expert_hits) / static_cast<double>(experts));
+    text += format(", waited {:.0f} %", 100 * stream.wait_seconds / seconds);
+  }
+  if (const run::ColdStream* const cold = engine.cold_stream(); cold != nullptr && cold->statistics().bytes > 0) {
+    const run::ColdStatistics read = cold->statistics();
+    text += format("; {:.2f} GB of keys and values from disk, {:.1f} s waited for them",
+                   static_cast<double>(read.bytes) / 1e9, read.wait_seconds);
+  }
   return text + format("; {}", run::finish_reason_name(result.finish_reason));
 }
 

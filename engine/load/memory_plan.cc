@@ -6,13 +6,14 @@
 
 #include "base/format.h"
 #include "engine/load/loader.h"
+#include "engine/load/packed_layout.h"
 #include "numa/memory.h"
 
 namespace cpuinfer::load {
 namespace {
 
-// Lines in the order in which their purposes first appear among the weights.
-std::vector<PlanLine> weight_lines(model::Model& model, int nodes) {
+// Lines in the order in which their purposes first appear among the weights, of those that stay in memory.
+std::vector<PlanLine> weight_lines(model::Model& model, int nodes, const StreamPlan& stream) {
   std::vector<PlanLine> lines;
   const auto line = [&](const std::string& purpose) -> PlanLine& {
     for (PlanLine& known : lines)
@@ -20,6 +21,7 @@ std::vector<PlanLine> weight_lines(model::Model& model, int nodes) {
     return lines.emplace_back(PlanLine{purpose, std::vector<int64_t>(nodes, 0)});
   };
   model.visit_weights([&](const model::WeightSpec& spec) {
+    if (is_streamed(model.config(), stream, spec)) return;
     PlanLine& target = line(spec.purpose);
     if (spec.matrix != nullptr) {
       for (int node = 0; node < nodes; ++node) target.node_bytes[node] += spec.matrix->shard_bytes(node);
@@ -118,8 +120,10 @@ std::vector<int64_t> loading_bytes(model::Model& model, const PlanRequest& reque
   return counts;
 }
 
-// All that is held beside weights, for so many KV pages. `small_weight_bytes`: of weights on each node in pages of
-// 2 MiB or less.
+constexpr const char* kKvCache = "KV cache";
+
+// All that is held beside weights, the KV cache first, for so many KV pages. `small_weight_bytes`: of weights on each
+// node in pages of 2 MiB or less.
 std::vector<PlanLine> lines_beside_weights(model::Model& model, const model::Placement& placement,
                                            const PlanRequest& request, int kv_pages,
                                            std::span<const int64_t> small_weight_bytes) {
@@ -130,7 +134,7 @@ std::vector<PlanLine> lines_beside_weights(model::Model& model, const model::Pla
   model::StepLimits limits = request.limits;
   limits.context_tokens = tokens;
   std::vector<PlanLine> lines = {
-      {"KV cache", model::KvCache::node_bytes(config, kv_pages, nodes)},
+      {kKvCache, model::KvCache::node_bytes(config, kv_pages, nodes)},
       {"workspace", model::Workspace::node_bytes(config, limits, placement, request.worker_nodes)},
       {"requests", std::vector<int64_t>(nodes, 0)},
       {"page tables", std::vector<int64_t>(nodes, 0)},
@@ -155,15 +159,34 @@ std::vector<PlanLine> lines_beside_weights(model::Model& model, const model::Pla
   return lines;
 }
 
+// Of the slots that streamed weights go through. parts: of the model.
+void add_stream_lines(MemoryPlan& plan, const StreamPlan& stream, const StreamedParts& parts, int nodes) {
+  const auto add = [&](const char* purpose, auto bytes_on) {
+    PlanLine line{purpose, std::vector<int64_t>(nodes, 0)};
+    for (int node = 0; node < nodes; ++node) line.node_bytes[node] = bytes_on(static_cast<size_t>(node));
+    if (line.total() > 0) plan.lines.push_back(std::move(line));
+  };
+  const auto slot = [](const PartReads& reads, size_t node) {
+    return reads.slot_bytes.empty() ? 0 : reads.slot_bytes[node];
+  };
+  add("expert cache", [&](size_t node) { return stream.expert_slots * slot(parts.expert, node); });
+  add("read buffers", [&](size_t node) {
+    return (stream.attention_layers > 0 ? kRingSlots * slot(parts.attention, node) : 0) +
+           (stream.mlp_layers > 0 ? kRingSlots * slot(parts.mlp, node) : 0);
+  });
+}
+
 MemoryPlan plan_memory(model::Model& model, const model::Placement& placement, const PlanRequest& request,
-                       const numa::Topology& topology, const numa::MemoryLimit& available) {
+                       const numa::Topology& topology, const numa::MemoryLimit& available,
+                       const StreamPlan& stream = {}, const StreamedParts& parts = {}) {
   const int nodes = placement.nodes();
   MemoryPlan plan;
   plan.available = available;
   plan.kv_bytes_per_token = model::KvCache::page_bytes(model.config()) / kernels::kLeafTokens;
   plan.context_tokens = int64_t{request.kv_pages} * kernels::kLeafTokens;
-  plan.lines = weight_lines(model, nodes);
+  plan.lines = weight_lines(model, nodes, stream);
   const size_t weight_line_count = plan.lines.size();
+  add_stream_lines(plan, stream, parts, nodes);
   const bool simulated = nodes > static_cast<int>(topology.nodes().size());
   std::vector<int64_t> small_weight_bytes;
   for (int node = 0; node < nodes; ++node) {
@@ -219,10 +242,13 @@ int64_t largest_context(model::Model& model, const model::Placement& placement, 
   for (const int node : request.worker_nodes) ++workers[node];
   const int64_t all_sliced = std::accumulate(sliced.begin(), sliced.end(), int64_t{0});
 
-  const std::vector<PlanLine> weights = weight_lines(model, nodes);
-  std::vector<int64_t> weight_bytes(nodes, 0);  // in free memory
+  // Of weights, and of slots that streamed ones go through, in free memory: the lines that come first.
+  std::vector<int64_t> weight_bytes(nodes, 0);
   for (int node = 0; node < nodes; ++node) {
-    for (const PlanLine& line : weights) weight_bytes[node] += line.node_bytes[node];
+    for (const PlanLine& line : proportional.lines) {
+      if (line.purpose == kKvCache) break;
+      weight_bytes[node] += line.node_bytes[node];
+    }
     weight_bytes[node] -= proportional.node_reserved[node];
   }
 
@@ -245,7 +271,7 @@ int64_t largest_context(model::Model& model, const model::Placement& placement, 
       for (int node = real; node < nodes; node += real_nodes) needed += others[node] + sliced[node];
       as_planned &= needed <= proportional.node_capacity[real];
     }
-    if (as_planned || nodes == 1) return as_planned;
+    if (as_planned || nodes == 1 || all_sliced == 0) return as_planned;
     return !fill(all_sliced, workers, room_for_slices(proportional, others, real_nodes, kMargin)).empty();
   };
   int64_t fitting = 0;
@@ -255,6 +281,102 @@ int64_t largest_context(model::Model& model, const model::Placement& placement, 
     (fits(middle) ? fitting : too_many) = middle;
   }
   return std::min(fitting * kernels::kLeafTokens, std::max<int64_t>(request.context_limit, 0));
+}
+
+// How much of a limit is used, of the one that is used most: over 1 if it does not fit.
+double largest_use(const MemoryPlan& plan, int real_nodes) {
+  const int nodes = static_cast<int>(plan.node_capacity.size());
+  real_nodes = std::min(real_nodes, nodes);
+  const auto use = [](int64_t needed, int64_t limit) {
+    return static_cast<double>(needed) / static_cast<double>(std::max<int64_t>(limit, 1));
+  };
+  double most = 0;
+  int64_t all = 0;
+  for (int real = 0; real < real_nodes; ++real) {
+    int64_t needed = 0;
+    for (int node = real; node < nodes; node += real_nodes) needed += plan.node_total(node) - plan.node_reserved[node];
+    most = std::max(most, use(needed, plan.node_capacity[real]));
+    all += needed;
+  }
+  return std::max(most, use(all, plan.available.bytes));
+}
+
+// The least for which `fits`, or `most`. REQUIRES: it fits from some value on.
+template <typename Fits>
+int least_fitting(int least, int most, Fits&& fits) {
+  while (least < most) {
+    const int middle = least + (most - least) / 2;
+    if (fits(middle))
+      most = middle;
+    else
+      least = middle + 1;
+  }
+  return most;
+}
+
+// Chooses what is streamed: as little as fits.
+Result<PlannedModel> plan_streaming(const model::ModelConfig& config, const PlanRequest& request,
+                                    const numa::Topology& topology, const numa::MemoryLimit& available) {
+  constexpr double kFull = 15.0 / 16;
+  constexpr int64_t kSpareBytes = 256_MiB;  // of spare slots, all nodes together: what is read while others compute
+  constexpr int kLeastSpare = 2, kMostSpare = 64;
+  PlannedModel planned;
+  std::vector<int64_t> workers(static_cast<size_t>(request.nodes()), 0);
+  for (const int node : request.worker_nodes) ++workers[node];
+  planned.placement.node_shares = workers;
+  TRY_ASSIGN(planned.model, model::create_model(config, planned.placement));
+  const StreamedParts parts = streamed_parts(lay_out_packed(*planned.model));
+  const int real_nodes = static_cast<int>(topology.nodes().size());
+  const int moe_layers = static_cast<int>(std::count(config.moe_layers.begin(), config.moe_layers.end(), true));
+  const int dense_layers = config.layers - moe_layers;
+  const int all_experts = moe_layers * config.experts;
+  const auto plan_with = [&](const StreamPlan& stream) {
+    return plan_memory(*planned.model, planned.placement, request, topology, available, stream, parts);
+  };
+  const auto fits = [&](const StreamPlan& stream) { return largest_use(plan_with(stream), real_nodes) <= kFull; };
+
+  // Fewer layers than slots would be no saving.
+  StreamPlan stream{.attention_layers = config.layers > kRingSlots ? config.layers : 0,
+                    .mlp_layers = dense_layers > kRingSlots ? dense_layers : 0,
+                    .expert_slots = std::min(all_experts, kLeastSpare),
+                    .spare_slots = std::min(all_experts, kLeastSpare)};
+  if (all_experts <= kLeastSpare) stream.expert_slots = stream.spare_slots = 0;
+  const MemoryPlan least = plan_with(stream);
+  const auto fewest = [&](int StreamPlan::* layers) {
+    if (stream.*layers == 0) return;
+    const int found = least_fitting(0, stream.*layers - kRingSlots, [&](int count) {
+      StreamPlan wanted = stream;
+      wanted.*layers = count == 0 ? 0 : count + kRingSlots;
+      return fits(wanted);
+    });
+    stream.*layers = found == 0 ? 0 : found + kRingSlots;
+  };
+  if (least.fits()) {
+    fewest(&StreamPlan::attention_layers);
+    fewest(&StreamPlan::mlp_layers);
+  }
+  if (least.fits() && stream.expert_slots > 0) {
+    int64_t slot_bytes = 0;
+    for (const int64_t bytes : parts.expert.slot_bytes) slot_bytes += bytes;
+    const auto with_slots = [&](int slots) {
+      StreamPlan wanted = stream;
+      wanted.expert_slots = slots;
+      return wanted;
+    };
+    const int most = all_experts - stream.expert_slots;
+    const int missing = least_fitting(
+        0, most, [&](int count) { return fits(count == 0 ? with_slots(0) : with_slots(all_experts - count)); });
+    stream.expert_slots = missing == 0 ? 0 : all_experts - missing;
+    const int spare = static_cast<int>(std::clamp<int64_t>(kSpareBytes / slot_bytes, kLeastSpare, kMostSpare));
+    // At least half of the slots keep experts.
+    stream.spare_slots = std::min(stream.expert_slots, std::clamp(stream.expert_slots / 2, kLeastSpare, spare));
+  }
+  planned.plan = plan_with(stream);
+  planned.stream = stream;
+  planned.plan.largest_context =
+      largest_context(*planned.model, planned.placement, request, least,
+                      std::vector<int64_t>(static_cast<size_t>(request.nodes()), 0), real_nodes);
+  return planned;
 }
 
 // Nodes for the experts of every layer.
@@ -273,6 +395,7 @@ std::vector<std::vector<int>> whole_expert_nodes(const model::ModelConfig& confi
 
 Result<PlannedModel> plan_model(const model::ModelConfig& config, const PlanRequest& request,
                                 const numa::Topology& topology, const numa::MemoryLimit& available) {
+  if (request.stream_weights) return plan_streaming(config, request, topology, available);
   const int nodes = request.nodes();
   const int real_nodes = static_cast<int>(topology.nodes().size());
   std::vector<int64_t> workers(nodes, 0);
@@ -311,6 +434,12 @@ Result<PlannedModel> plan_model(const model::ModelConfig& config, const PlanRequ
       slices.whole_experts = false;
       TRY_ASSIGN(const PlannedModel other, plan_model(config, slices, topology, available));
       if (other.plan.fits()) planned.plan.remedy = "--placement slice would fit";
+    }
+    if (context == 0 && planned.plan.remedy.empty()) {
+      PlanRequest streaming = request;
+      streaming.stream_weights = true;
+      TRY_ASSIGN(const PlannedModel other, plan_model(config, streaming, topology, available));
+      planned.plan.streaming_fits = other.plan.fits();
     }
   }
   planned.plan.largest_context = context;

@@ -9,6 +9,7 @@
 
 #include "base/json.h"
 #include "base/result.h"
+#include "engine/load/stream_plan.h"
 #include "engine/model/model.h"
 #include "numa/memory_limit.h"
 #include "numa/topology.h"
@@ -23,6 +24,7 @@ struct PlanRequest {
   int sequences = 1;                   ///< that share them; advice names a context for each
   int64_t context_limit = 0;           ///< the most tokens that advice may name
   std::vector<int> worker_nodes = {};  ///< [workers] the node of each; every node has one
+  bool stream_weights = false;         ///< read from disk during steps what does not fit; slices only
   bool whole_experts = false;          ///< model::Placement::expert_nodes instead of slices of every expert
   /// [layers][experts] how often each expert is chosen, to balance whole experts by; empty: all alike.
   std::vector<std::vector<double>> expert_usage = {};
@@ -49,6 +51,7 @@ struct MemoryPlan {
   int64_t context_tokens = 0;          ///< that the KV cache holds, all sequences together
   int64_t largest_context = 0;         ///< the longest context that would fit, at most the request's limit; 0: none
   std::string remedy;                  ///< what would make it fit, if not a shorter context; empty: nothing known
+  bool streaming_fits = false;         ///< no context would fit, but PlanRequest::stream_weights
   std::vector<std::string> shortages;  ///< one sentence for each limit that is exceeded; empty: it fits
 
   bool fits() const { return shortages.empty(); }
@@ -76,12 +79,14 @@ struct PlannedModel {
   model::Placement placement;
   std::unique_ptr<model::Model> model;
   MemoryPlan plan;
+  StreamPlan stream = {};  ///< what is not in memory; nothing unless PlanRequest::stream_weights
 };
 
 /// Chooses a placement and plans with it. What is sliced is dealt in proportion to the workers of the nodes, so that
 /// all are done at the same time; a node that has not the memory for its slices gets what fits, and the others the
-/// rest. Asks the model for its list of weights and reads nothing. Pure. Errors: of create_model; a plan that does not
-/// fit is none.
+/// rest. With stream_weights, memory that is free beside all else goes to attention, dense MLPs and experts, in this
+/// order; a sixteenth of what is available stays free unless even the least needs it. Asks the model for its list of
+/// weights and reads nothing. Pure. Errors: of create_model; a plan that does not fit is none.
 Result<PlannedModel> plan_model(const model::ModelConfig& config, const PlanRequest& request,
                                 const numa::Topology& topology, const numa::MemoryLimit& available);
 

@@ -66,8 +66,9 @@ Json MemoryPlan::json() const {
 
 std::string MemoryPlan::advice() const {
   if (!remedy.empty()) return remedy;
-  return largest_context > 0 ? format("--ctx {} would fit", largest_context)
-                             : "no context fits: free memory, or use a machine with more of it";
+  if (largest_context > 0) return format("--ctx {} would fit", largest_context);
+  return format("no context fits: free memory, or use a machine with more of it{}",
+                streaming_fits ? "; --weights stream would fit, with a model that `cpuinfer pack` has packed" : "");
 }
 
 Result<void> MemoryPlan::check(std::string_view other_advice) const {

@@ -32,7 +32,7 @@ inline numa::Range worker_units(const Lane& lane, const PackedMatrix& matrix) {
 /// Asks for the beginning of the streams that a product with units `units` of `matrix` will read.
 inline void prefetch_units(const Lane& lane, const PackedMatrix& matrix, numa::Range units) {
   constexpr int64_t kStreams = 4, kStreamBytes = 4096, kLineBytes = 64;
-  if (units.count() == 0) return;
+  if (units.count() == 0 || matrix.shard(lane.worker.node).data == nullptr) return;  // not there yet
   const int64_t block = std::min(units_per_block(matrix), units.count());
   for (int64_t stream = 0; stream < std::min(kStreams, block); ++stream) {
     const bf16* const unit =

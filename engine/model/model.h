@@ -10,6 +10,7 @@
 #include "engine/model/kv_cache.h"
 #include "engine/model/ops.h"
 #include "engine/model/placement.h"
+#include "engine/model/weight_source.h"
 #include "engine/model/weights.h"
 #include "engine/model/workspace.h"
 #include "kernels/registry.h"
@@ -42,12 +43,15 @@ class Model {
   /// `synth` share.
   virtual void visit_weights(const WeightVisitor& visitor) = 0;
 
+  /// Where weights come from that are not in memory; nullptr: all are. Views it. Whole experts are not streamed.
+  virtual void set_weight_source(WeightSource* source) = 0;
+
   /// One step: appends keys and values of all rows to the cache and computes workspace.logits[i] [vocab] float32 for
   /// batch.logit_rows[i].
-  /// REQUIRES: weights loaded; the batch fits workspace.limits; token ids below vocab; pages cover all positions.
-  /// Errors: of what is read from disk during the step (nothing is, if all is in memory). All workers have left the
-  /// step then, the logits are worthless, and so is what the cache has of the batch's positions; the next step is as
-  /// good as any.
+  /// REQUIRES: weights loaded, or to be had from the source; the batch fits workspace.limits; token ids below vocab;
+  /// pages cover all positions. Errors: of what is read from disk during the step (nothing is, if all is in memory).
+  /// All workers have left the step then, the logits are worthless, and so is what the cache has of the batch's
+  /// positions; the next step is as good as any.
   virtual Result<void> forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& workspace) = 0;
 };
 

@@ -87,6 +87,19 @@ void Lane::meet_in_node() {
   wait([&] { worker.barrier_in_node(); });
 }
 
+bool Lane::await_part(WeightSource& source, int layer, LayerPart part) {
+  bool there = false;
+  wait([&] { there = source.await_part(worker, layer, part); });
+  return there;
+}
+
+std::optional<numa::Range> Lane::next_experts(WeightSource& source, int layer, const ExpertSlots& slots,
+                                              numa::Range previous) {
+  std::optional<numa::Range> experts;
+  wait([&] { experts = source.next_experts(worker, layer, slots, previous); });
+  return experts;
+}
+
 void Lane::count(int64_t bytes, int64_t flops) {
   if (!scratch.counting) return;
   PhaseCounters& counters = scratch.counters[static_cast<int>(phase_)];

@@ -9,11 +9,13 @@
 // T = rows of the batch, H = hidden, D = head_dim. No op allocates or fails. Who computes an item never changes a bit.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "engine/model/batch.h"
 #include "engine/model/kv_cache.h"
+#include "engine/model/weight_source.h"
 #include "engine/model/weights.h"
 #include "engine/model/workspace.h"
 #include "kernels/registry.h"
@@ -38,6 +40,10 @@ class Lane {
   void meet_in_node();
   /// Notes work of the current phase: see PhaseCounters.
   void count(int64_t bytes, int64_t flops);
+  /// WeightSource::await_part and next_experts, whose time is waiting.
+  bool await_part(WeightSource& source, int layer, LayerPart part);
+  std::optional<numa::Range> next_experts(WeightSource& source, int layer, const ExpertSlots& slots,
+                                          numa::Range previous);
 
   numa::Worker& worker;
   const kernels::Kernels& kernels;

@@ -119,10 +119,14 @@ class Qwen3 final : public Model {
   const ModelConfig& config() const override { return config_; }
   void set_experts_per_token(int experts) override { config_.experts_per_token = experts; }
   void visit_weights(const WeightVisitor& visitor) override;
+  void set_weight_source(WeightSource* source) override { source_ = source; }
   Result<void> forward(const Runtime& runtime, const Batch& batch, KvCache& kv, Workspace& workspace) override;
 
  private:
-  void forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Workspace& ws);
+  // False: its weights could not be had, and all workers leave the step.
+  bool forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Workspace& ws);
+  bool stream_experts(Lane& lane, int l, const ExpertSlots& slots, Rows<bf16> normed, Rows<bf16> own, bool few,
+                      Workspace& ws);
   const PackedMatrix& lm_head() const { return config_.tied_embeddings ? embedding_ : lm_head_; }
 
   ModelConfig config_;
@@ -134,7 +138,8 @@ class Qwen3 final : public Model {
   PackedMatrix lm_head_;         // [vocab, hidden], empty if tied
   // Orders of outputs, shared by all layers.
   std::vector<RowRun> qkv_rows_, expert_rows_, mlp_rows_;
-  AttentionPlan attention_plan_;  // of the step that runs
+  AttentionPlan attention_plan_;    // of the step that runs
+  WeightSource* source_ = nullptr;  // of weights that are not in memory
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -145,12 +150,14 @@ Result<void> Qwen3::forward(const Runtime& runtime, const Batch& batch, KvCache&
   make_attention_plan(config_, batch, kv, attention_plan_);
   const int logit_rows = static_cast<int>(batch.logit_rows.size());
 
+  if (source_ != nullptr) source_->begin_step(batch.rows());
   runtime.team.run([&](numa::Worker& worker) {
     Lane lane(worker, runtime.kernels, ws);
     rope_tables(lane, batch, ws.cos, ws.sin);
     embed(lane, batch.tokens, embedding_, ws.residual);
     lane.meet();
-    for (int l = 0; l < config_.layers; ++l) forward_layer(lane, batch, l, kv, ws);
+    for (int l = 0; l < config_.layers; ++l)
+      if (!forward_layer(lane, batch, l, kv, ws)) return;
     if (logit_rows == 0) return;
     lane.begin(Phase::kLmHead);
     const Rows<bf16> normed = rms_norm(lane, ws.residual, batch.logit_rows.data(), logit_rows, final_norm_,
@@ -158,10 +165,10 @@ Result<void> Qwen3::forward(const Runtime& runtime, const Batch& batch, KvCache&
     linear(lane, normed, logit_rows, lm_head(), {}, ws.logits);
     lane.meet();
   });
-  return {};
+  return source_ != nullptr ? source_->end_step() : Result<void>{};
 }
 
-void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Workspace& ws) {
+bool Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Workspace& ws) {
   const Layer& layer = layers_[l];
   const int rows = batch.rows();
   const bool few = rows <= kFewRows;
@@ -169,6 +176,7 @@ void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Wo
 
   // Attention.
   lane.begin(Phase::kQkv);
+  if (source_ != nullptr && !lane.await_part(*source_, l, LayerPart::kAttention)) return false;
   Rows<bf16> normed = rms_norm(lane, ws.residual, nullptr, rows, layer.attention_norm, eps, lane.node.normed);
   linear(lane, normed, rows, layer.qkv, layer.qkv_bias, ws.qkv);
   qkv_on_nodes_ ? lane.meet_in_node() : lane.meet();
@@ -202,6 +210,8 @@ void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Wo
 
       lane.begin(Phase::kDown);
       whole_experts_down(lane, layer.experts, slots, own, ws.expert_outputs, ws.residual);
+    } else if (source_ != nullptr && source_->streams_experts()) {
+      if (!stream_experts(lane, l, slots, normed, own, few, ws)) return false;
     } else {
       const Rows<bf16> hidden = {ws.intermediate, width};
       lane.begin(Phase::kGateUp);
@@ -217,6 +227,7 @@ void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Wo
     const int64_t width = round_up(config_.intermediate, kernels::kTileTerms);
     const Rows<bf16> hidden = {ws.intermediate, width};
     lane.begin(Phase::kGateUp);
+    if (source_ != nullptr && !lane.await_part(*source_, l, LayerPart::kMlp)) return false;
     normed = rms_norm(lane, ws.residual, nullptr, rows, layer.mlp_norm, eps, lane.node.normed);
     linear(lane, normed, rows, layer.mlp.gate_up, {}, ws.gate_up);
     lane.meet();
@@ -230,6 +241,32 @@ void Qwen3::forward_layer(Lane& lane, const Batch& batch, int l, KvCache& kv, Wo
   }
   prefetch(lane, following);
   lane.meet();
+  return true;
+}
+
+// Experts in rounds of some that are in memory together, ascending, so that what is added to the residual stream is
+// added in the same order as ever.
+bool Qwen3::stream_experts(Lane& lane, int l, const ExpertSlots& slots, Rows<bf16> normed, Rows<bf16> own, bool few,
+                           Workspace& ws) {
+  const std::span<const Expert> all = layers_[l].experts;
+  const Rows<bf16> hidden = {ws.intermediate, own.stride};
+  lane.begin(Phase::kGateUp);
+  for (numa::Range round;;) {
+    const std::optional<numa::Range> next = lane.next_experts(*source_, l, slots, round);
+    if (!next) return false;
+    if (next->count() == 0) return true;
+    round = *next;
+    const auto experts = all.subspan(static_cast<size_t>(round.begin), static_cast<size_t>(round.count()));
+    const ExpertSlots some = {slots.first + round.begin, slots.rows, slots.weights};
+    experts_gate_up(lane, config_, experts, some, normed, hidden);
+    lane.meet();
+
+    lane.begin(Phase::kDown);
+    const int64_t first = slots.first[round.begin], count = slots.first[round.end] - first;
+    const Rows<bf16> fetched = fetch(lane, {hidden[first], hidden.stride}, count, few, {own[first], own.stride});
+    experts_down(lane, experts, some, {fetched.data - first * fetched.stride, fetched.stride}, ws.residual);
+    lane.begin(Phase::kGateUp);
+  }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

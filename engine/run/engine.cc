@@ -105,19 +105,31 @@ Result<void> Engine::load(const load::LoadOptions& options) {
   if (team_ == nullptr)
     return fail(ErrorCode::kUsage, "this is the plan of a machine that is not there: it can be looked at, not loaded");
   TRY(plan_.check());
+  if (options_.stream_weights && !packed_)
+    return fail(ErrorCode::kUsage, "a synthetic model has no file to stream weights from: pack it first");
   // Before the weights: they may take minutes.
   if (!options_.kv_store.directory.empty()) TRY(open_kv_store());
   if (checkpoint_) {
     load::LoadOptions load_options = options;
     load_options.statistics = &load_statistics_;
-    TRY_ASSIGN(weights_, load::allocate_weights(*model_, team_->nodes(), topology_));
-    if (packed_)
-      TRY(load::read_packed(*packed_, packed_layout_, packed_layout_.parts, *team_, topology_, load_options));
-    else
+    const auto stays = [&](const model::WeightSpec& spec) { return !load::is_streamed(config(), stream_plan_, spec); };
+    TRY_ASSIGN(weights_, load::allocate_weights(*model_, team_->nodes(), topology_, stays));
+    if (packed_) {
+      std::vector<load::PackedPart> parts;
+      for (const load::PackedPart& part : packed_layout_.parts)
+        if (stays(packed_layout_.weights_of(part).front().spec)) parts.push_back(part);
+      TRY(load::read_packed(*packed_, packed_layout_, parts, *team_, topology_, load_options));
+    } else {
       TRY(load::read_weights(*model_, *checkpoint_, *team_, topology_, load_options));
+    }
     if (options.statistics != nullptr) *options.statistics = load_statistics_;
   } else {
     TRY_ASSIGN(weights_, load::fill_synthetic(*model_, options_.synthetic->seed, *team_, topology_, options));
+  }
+  if (stream_plan_.streams()) {
+    TRY_ASSIGN(weight_stream_, load::WeightStream::create(config(), stream_plan_, *packed_, packed_layout_, *team_,
+                                                          topology_, options_.stream_backend));
+    model_->set_weight_source(weight_stream_.get());
   }
   TRY_ASSIGN(kv_, model::KvCache::create(config(), kv_pages_, team_->nodes(), topology_));
   if (limits_.cold_pages) {
@@ -333,6 +345,7 @@ Result<PlacementReport> Engine::measure_placement() {
   ENSURE(kv_.has_value() && workspace_.has_value(), "load() comes before measuring");
   std::vector<PlacedMemory> memory;
   model_->visit_weights([&](const model::WeightSpec& spec) {
+    if (load::is_streamed(config(), stream_plan_, spec)) return;
     for (int node = 0; node < team_->nodes(); ++node) {
       if (spec.matrix != nullptr)
         memory.push_back({spec.purpose, node, spec.matrix->shard(node).data, spec.matrix->shard_bytes(node)});
@@ -345,9 +358,21 @@ Result<PlacementReport> Engine::measure_placement() {
       for (const numa::NodeSlice& slice : buffer.slices())
         memory.push_back({purpose, slice.node, slice.data, slice.bytes});
   };
+  if (weight_stream_)
+    for (const numa::NodeBuffer* buffer : weight_stream_->memory()) add("streamed weights", {buffer, 1});
   add("KV cache", kv_->memory());
   add("workspace", workspace_->memory());
   return run::measure_placement(memory, *team_, topology_);
+}
+
+load::StreamStatistics Engine::stream_statistics() const {
+  return weight_stream_ ? weight_stream_->statistics() : load::StreamStatistics{};
+}
+
+storage::Digest128 Engine::weights_fingerprint() {
+  ENSURE(workspace_.has_value(), "load() comes before the fingerprint");
+  if (!fingerprint_) fingerprint_ = packed_ ? packed_->fingerprint() : load::fingerprint_weights(*model_, *team_);
+  return *fingerprint_;
 }
 
 void Engine::set_experts(int experts) {

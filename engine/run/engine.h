@@ -16,6 +16,7 @@
 #include "engine/load/loader.h"
 #include "engine/load/memory_plan.h"
 #include "engine/load/packed_file.h"
+#include "engine/load/weight_stream.h"
 #include "engine/model/generation_config.h"
 #include "engine/model/model.h"
 #include "engine/run/admission.h"
@@ -52,13 +53,15 @@ struct EngineOptions {
   numa::MachineOptions machine;             ///< nodes and CPUs to use
   /// Plan for this machine, which is not there, instead of for this one: its nodes, its memory, and no thread.
   std::optional<numa::Topology> planned_machine = {};
-  int chunk_tokens = 512;                   ///< most tokens of a prefill step
-  int logit_rows = 1;                       ///< most rows per step whose logits may be asked for
-  std::string isa;                          ///< cap on instruction sets; empty: all that the CPU has
-  std::string numerics = "auto";            ///< kernels::KernelRequest
-  std::string gemm = "auto";                ///< kernels::KernelRequest
-  int64_t memory_limit_bytes = 0;           ///< further cap on memory; 0: none
-  bool whole_experts = false;               ///< each expert on one node instead of a slice of it on every node
+  int chunk_tokens = 512;          ///< most tokens of a prefill step
+  int logit_rows = 1;              ///< most rows per step whose logits may be asked for
+  std::string isa;                 ///< cap on instruction sets; empty: all that the CPU has
+  std::string numerics = "auto";   ///< kernels::KernelRequest
+  std::string gemm = "auto";       ///< kernels::KernelRequest
+  int64_t memory_limit_bytes = 0;  ///< further cap on memory; 0: none
+  bool stream_weights = false;     ///< of a packed model: read during steps what does not fit into memory
+  bool whole_experts = false;      ///< each expert on one node instead of a slice of it on every node
+  storage::IoBackend stream_backend = storage::IoBackend::kAuto;  ///< of reads during steps
   std::filesystem::path expert_usage_file;  ///< load::read_expert_usage, to balance whole experts by; empty: none
   KvStoreOptions kv_store;                  ///< pages on disk, that prompts begin with; no directory: none
   bool kv_on_disk = false;                  ///< pages that memory has no room for live in the KV store
@@ -271,6 +274,16 @@ class Engine {
   /// counting can be measured. Steps and tokens are counted in any case. REQUIRES: load() succeeded.
   void set_counting(bool counting);
 
+  /// Bytes that a decode step reads from disk if experts are equally likely; 0 unless weights are streamed.
+  double streamed_bytes_per_token() const;
+  /// What has been read during steps; zeros unless weights are streamed.
+  load::StreamStatistics stream_statistics() const;
+  /// What is not in memory; nothing unless weights are streamed.
+  const load::StreamPlan& stream_plan() const { return stream_plan_; }
+  /// The identity of the weights (load::fingerprint_weights): of a packed model as its file says, which loading has
+  /// compared; else computed at the first call, from all of the memory. REQUIRES: load() succeeded.
+  storage::Digest128 weights_fingerprint();
+
   /// [layers][experts] how many tokens chose each expert in all steps since load(), as load::PlanRequest::expert_usage;
   /// an empty list for layers without experts. REQUIRES: load() succeeded.
   std::vector<std::vector<double>> expert_usage() const;
@@ -303,12 +316,17 @@ class Engine {
   void begin_cold(std::span<const StepRequest> step);
   Result<void> end_cold(std::span<const StepRequest> step);
   void collect_counters();
+  std::string describe_streaming() const;
+  /// The part of the chosen experts that are not in memory, if all are equally likely.
+  double expert_miss_rate() const;
 
   numa::Topology topology_;
   EngineOptions options_;
   std::optional<checkpoint::Checkpoint> checkpoint_;  // absent: synthetic
   std::optional<load::PackedFile> packed_;            // present: of a packed checkpoint
   load::PackedLayout packed_layout_;
+  load::StreamPlan stream_plan_;
+  std::optional<storage::Digest128> fingerprint_;
   int trained_experts_ = 0;  // per token, as config.json says
   int planned_experts_ = 0;  // per token, that memory is planned for
   model::GenerationDefaults generation_defaults_;
@@ -337,6 +355,7 @@ class Engine {
   StepKind counted_kind_ = StepKind::kDecode;  // of the steps in the workers' counters
   load::LoadStatistics load_statistics_;
   PageStatistics page_statistics_;
+  std::unique_ptr<load::WeightStream> weight_stream_;  // absent: all weights are in memory
   // Of the running step; kept for their memory.
   model::Batch batch_;
   std::vector<StepLogits> step_logits_;                // [requests]

@@ -58,6 +58,8 @@ Result<void> check_options(const EngineOptions& options) {
   if (!options.expert_usage_file.empty() && !options.whole_experts)
     return fail(ErrorCode::kUsage,
                 "--expert-usage balances whole experts: give --placement expert too, or leave it out");
+  if (options.stream_weights && options.whole_experts)
+    return fail(ErrorCode::kUsage, "--weights stream has slices of experts on all nodes: leave out --placement expert");
   ENSURE(!(options.rope && options.rope_by_length), "one rope scaling is asked for, not two");
   ENSURE(options.logit_rows >= 1, "at least one row of logits is needed to choose a token");
   ENSURE(options.sequences >= 1 && options.kv_tokens >= 0, "a step has a sequence, the cache no negative size");
@@ -114,8 +116,14 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   if (!options.synthetic) {
     TRY_ASSIGN(checkpoint, checkpoint::Checkpoint::open(options.model));
     if (checkpoint->is_packed()) {
-      TRY_ASSIGN(packed, load::PackedFile::open(checkpoint->packed_path(),
-                                                load::reads_directly(checkpoint->total_bytes(), {})));
+      TRY_ASSIGN(packed,
+                 load::PackedFile::open(checkpoint->packed_path(),
+                                        options.stream_weights || load::reads_directly(checkpoint->total_bytes(), {})));
+    } else if (options.stream_weights) {
+      return fail(ErrorCode::kUsage,
+                  format("--weights stream reads packed weights and {0} has none: `cpuinfer pack --model {0} --output "
+                         "NEWDIR` writes them, then give --model NEWDIR",
+                         options.model.string()));
     }
   }
   TRY_ASSIGN(model::ModelConfig config,
@@ -171,6 +179,7 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
                            .sequences = sequences,
                            .context_limit = model::position_limit(config),
                            .worker_nodes = engine->layout_.worker_nodes(),
+                           .stream_weights = options.stream_weights,
                            .whole_experts = options.whole_experts && config.experts > 0};
   if (!options.expert_usage_file.empty()) {
     TRY_ASSIGN(engine->plan_request_.expert_usage, load::read_expert_usage(options.expert_usage_file, config));
@@ -180,6 +189,7 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   engine->placement_ = std::move(planned.placement);
   engine->model_ = std::move(planned.model);
   engine->plan_ = std::move(planned.plan);
+  engine->stream_plan_ = planned.stream;
   if (engine->packed_) {
     TRY_ASSIGN(engine->packed_layout_, engine->packed_->layout_for(*engine->model_));
   } else if (engine->checkpoint_) {
@@ -195,6 +205,7 @@ std::string Engine::model_name() const {
 Result<load::PlannedModel> Engine::plan_placed(bool whole_experts) const {
   load::PlanRequest request = plan_request_;
   request.whole_experts = whole_experts && config().experts > 0;
+  if (whole_experts) request.stream_weights = false;
   return load::plan_model(config(), request, topology_, plan_.available);
 }
 
@@ -213,6 +224,7 @@ std::vector<std::string> Engine::describe() const {
         format("experts   {} of {} per token{}", c.experts_per_token, c.experts,
                c.experts_per_token != trained_experts_ ? format(" (config.json says {})", trained_experts_) : ""));
   }
+  if (stream_plan_.streams()) lines.push_back(describe_streaming());
   lines.push_back(
       format("context   {} tokens{}, KV cache {} ({} per token){}", context_tokens_,
              limits_.sequences == 1 ? "" : format(", {} sequences at a time", limits_.sequences),
@@ -227,6 +239,39 @@ std::vector<std::string> Engine::describe() const {
   lines.push_back(format("kernels   {} (numerics {}, version {}), elementwise {}", kernels_.describe_gemm(),
                          kernels::profile_name(kernels_.profile), model::kNumericsVersion, kernels_.elementwise->name));
   return lines;
+}
+
+double Engine::streamed_bytes_per_token() const {
+  const model::ModelConfig& c = config();
+  double bytes = 0;
+  model_->visit_weights([&](const model::WeightSpec& spec) {
+    if (!load::is_streamed(c, stream_plan_, spec)) return;
+    bytes += static_cast<double>(spec.matrix->bytes()) * (spec.expert >= 0 ? expert_miss_rate() : 1.0) *
+             (spec.expert >= 0 ? static_cast<double>(c.experts_per_token) / c.experts : 1.0);
+  });
+  return bytes;
+}
+
+double Engine::expert_miss_rate() const {
+  if (stream_plan_.expert_slots == 0) return 0;
+  const auto moe_layers = std::count(config().moe_layers.begin(), config().moe_layers.end(), true);
+  const double kept = stream_plan_.expert_slots - stream_plan_.spare_slots;
+  return 1 - kept / (static_cast<double>(moe_layers) * config().experts);
+}
+
+std::string Engine::describe_streaming() const {
+  const model::ModelConfig& c = config();
+  std::string text = "weights   streamed:";
+  const auto add = [&](const std::string& what) { text += format("{} {}", text.ends_with(':') ? "" : ",", what); };
+  if (stream_plan_.attention_layers > 0)
+    add(format("attention of {} of {} layers", stream_plan_.attention_layers, c.layers));
+  const auto moe_layers = std::count(c.moe_layers.begin(), c.moe_layers.end(), true);
+  if (stream_plan_.mlp_layers > 0)
+    add(format("MLPs of {} of {} layers", stream_plan_.mlp_layers, c.layers - moe_layers));
+  if (stream_plan_.expert_slots > 0)
+    add(format("experts, {} of {} in memory", stream_plan_.expert_slots, moe_layers * c.experts));
+  return format("{}; {:.2f} GB are read for a token if experts are equally likely", text,
+                streamed_bytes_per_token() / 1e9);
 }
 
 const checkpoint::Checkpoint& Engine::checkpoint() const {

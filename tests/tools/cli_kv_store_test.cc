@@ -114,6 +114,7 @@ TEST_CASE("stores that cannot be had are refused before anything is loaded") {
     CHECK(outcome.out.empty());
   };
   refused({"--kv-store-size", "1GiB"}, 2, "give its directory with --kv-store");
+  refused({"--kv-tier", "disk"}, 2, "--kv-tier disk keeps pages in a KV store");
   refused({"--kv-store", new_store(), "--kv-store-size", "1KiB"}, 2, "one page of 256 tokens of this model takes");
   const fs::path letters = new_store();
   fs::create_directory(letters);
@@ -128,6 +129,36 @@ TEST_CASE("stores that cannot be had are refused before anything is loaded") {
   refused({"--kv-store", busy}, 1, "another process uses this KV store");
   holder.signal(SIGKILL);
   holder.finish();
+}
+
+TEST_CASE("--kv-tier disk: a context larger than memory gives the same answer, and its speed is said first") {
+  // 24 layers of 4 kv heads of 64: 6 MiB for each page of 256 tokens, 96 MiB for 4096 tokens.
+  const auto config = scratch_directory() / "wide.json";
+  write_file(config, R"({"architectures":["Qwen3ForCausalLM"],"model_type":"qwen3","num_hidden_layers":24,
+    "hidden_size":64,"num_attention_heads":4,"num_key_value_heads":4,"head_dim":64,"intermediate_size":64,
+    "vocab_size":1536,"max_position_embeddings":8192,"rope_theta":10000.0,"rms_norm_eps":1e-6,
+    "tie_word_embeddings":true})");
+  const std::string model = (scratch_directory() / "wide").string();
+  const Outcome made = run_cpuinfer({"synth", "--config", config.string(), "-o", model, "--tokenizer",
+                                     CPUINFER_SOURCE_DIR "/tests/data/tokenizer/small"});
+  REQUIRE_MESSAGE(made.exit_code == 0, made.err);
+  const auto ask = [&](Arguments rest) {
+    Arguments all = {"-m", model, "--raw", "--greedy", "-n", "8", "--ctx", "8192", "--prompt", long_text(1400)};
+    all.insert(all.end(), rest.begin(), rest.end());
+    return run_cpuinfer(all);
+  };
+  const Outcome expected = ask({});
+  REQUIRE_MESSAGE(expected.exit_code == 0, expected.err);
+  const Outcome refused = ask({"--memory-limit", "400MiB"});
+  CHECK(refused.exit_code == 78);
+  CHECK(contains(refused.err, "--kv-tier disk"));
+  const Outcome cold = ask({"--memory-limit", "400MiB", "--kv-tier", "disk", "--kv-store", new_store()});
+  REQUIRE_MESSAGE(cold.exit_code == 0, cold.err);
+  CHECK(cold.out == expected.out);
+  CHECK(contains(cold.err, " more on disk, read again for every token"));
+  CHECK(contains(cold.err, "kv tier   "));
+  CHECK(contains(cold.err, " tokens/s at the most"));
+  CHECK(contains(cold.err, " GB of keys and values from disk, "));
 }
 
 TEST_CASE("a conversation is saved and loaded with its keys and values") {

@@ -123,7 +123,7 @@ TEST_CASE("nodes of different size, and what does not fit on them") {
   CHECK(contains(long_context.out, " would fit\n"));
   CHECK(contains(long_context.out, "does not fit\n"));
   const Outcome never = bad(with(three, {"--node-memory", "20GiB"}), 78);
-  CHECK(contains(never.out, "no context fits: free memory, or use a machine with more of it\n"));
+  CHECK(contains(never.out, "no context fits: free memory, or use a machine with more of it"));
 }
 
 TEST_CASE("plan: messages") {

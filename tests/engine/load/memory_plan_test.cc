@@ -130,7 +130,89 @@ TEST_CASE("advice stays inside the model's limit, and is not given where another
 TEST_CASE("no context helps when the weights alone are too much") {
   const MemoryPlan plan = plan_of(config_of(kQwen3_30B), 4096, 1, "numa:1(memory=1024GB) core:8 pu:1", 30_GiB);
   CHECK(plan.largest_context == 0);
-  CHECK(plan.check().error().message.ends_with("no context fits: free memory, or use a machine with more of it"));
+  CHECK(plan.check().error().message.ends_with(
+      "no context fits: free memory, or use a machine with more of it; --weights stream would fit, with a model that "
+      "`cpuinfer pack` has packed"));
+  const MemoryPlan tiny = plan_of(config_of(kQwen3_30B), 4096, 1, "numa:1(memory=1024GB) core:8 pu:1", 1_GiB);
+  CHECK(tiny.check().error().message.ends_with("no context fits: free memory, or use a machine with more of it"));
+}
+
+namespace {
+
+PlannedModel streaming(const model::ModelConfig& config, int64_t context, int nodes, const char* machine,
+                       int64_t available) {
+  const auto topology = numa::Topology::synthetic(machine);
+  REQUIRE(topology);
+  auto planned = plan_model(config,
+                            {.limits = {.rows = 512, .logit_rows = 1, .sequences = 1, .context_tokens = context},
+                             .kv_pages = model::KvCache::pages_for(context),
+                             .context_limit = config.max_positions,
+                             .worker_nodes = workers_of(*topology, nodes),
+                             .stream_weights = true},
+                            *topology, {available, "a test"});
+  REQUIRE(planned);
+  return std::move(*planned);
+}
+
+const PlanLine* line_of(const MemoryPlan& plan, std::string_view purpose) {
+  for (const PlanLine& line : plan.lines)
+    if (line.purpose == purpose) return &line;
+  return nullptr;
+}
+
+}  // namespace
+
+TEST_CASE("streaming: what is free beside all else keeps attention, then experts") {
+  const auto config = config_of(kQwen3_30B);
+  const PlannedModel some = streaming(config, 4096, 1, "numa:1(memory=1024GB) core:8 pu:1", 20_GiB);
+  CHECK(some.plan.fits());
+  CHECK(some.stream.attention_layers == 0);
+  CHECK(some.stream.expert_slots > 1500);
+  CHECK(some.stream.expert_slots < 2000);
+  CHECK(some.stream.spare_slots == 28);
+  const PlanLine* const cache = line_of(some.plan, "expert cache");
+  REQUIRE(cache != nullptr);
+  CHECK(cache->total() == some.stream.expert_slots * int64_t{9} * 1024 * 1024);
+  CHECK(line_of(some.plan, "experts") == nullptr);
+  CHECK(line_of(some.plan, "read buffers") == nullptr);
+  CHECK(some.plan.total() <= 20_GiB / 16 * 15);
+  CHECK(some.plan.total() > 20_GiB / 16 * 15 - 10_MiB);
+
+  // Not even attention fits: some layers of it are read in every step.
+  const PlannedModel little = streaming(config, 4096, 1, "numa:1(memory=1024GB) core:8 pu:1", 3_GiB);
+  CHECK(little.plan.fits());
+  CHECK(little.stream.attention_layers > kRingSlots);
+  CHECK(little.stream.attention_layers < 48);
+  CHECK(line_of(little.plan, "read buffers") != nullptr);
+
+  // All fits: nothing is streamed, and the plan is that of weights in memory.
+  const PlannedModel all = streaming(config, 4096, 1, "numa:1(memory=1024GB) core:8 pu:1", 100_GiB);
+  CHECK_FALSE(all.stream.streams());
+  CHECK(line_of(all.plan, "expert cache") == nullptr);
+
+  // On several nodes each has its slices of every slot.
+  const PlannedModel two = streaming(config, 4096, 2, "numa:2(memory=16GB) core:8 pu:1", 32_GiB);
+  CHECK(two.plan.fits());
+  CHECK(two.stream.expert_slots > 2000);
+  CHECK(line_of(two.plan, "expert cache")->node_bytes[0] == line_of(two.plan, "expert cache")->node_bytes[1]);
+}
+
+TEST_CASE("streaming: what does not fit even so is refused with its table") {
+  const PlannedModel none = streaming(config_of(kQwen3_30B), 4096, 1, "numa:1(memory=1024GB) core:8 pu:1", 1_GiB);
+  CHECK_FALSE(none.plan.fits());
+  const auto refused = none.plan.check();
+  REQUIRE(!refused);
+  CHECK(refused.error().code == ErrorCode::kDoesNotFit);
+  CHECK(refused.error().message.find("expert cache") != std::string::npos);
+  CHECK(refused.error().message.find("short (a test)") != std::string::npos);
+  CHECK(refused.error().message.ends_with("no context fits: free memory, or use a machine with more of it"));
+  // A shorter context would do.
+  const PlannedModel long_context =
+      streaming(config_of(kQwen3_30B), 40960, 1, "numa:1(memory=1024GB) core:8 pu:1", 5_GiB);
+  CHECK_FALSE(long_context.plan.fits());
+  const int64_t context = long_context.plan.largest_context;
+  CHECK(context > 4096);
+  CHECK(streaming(config_of(kQwen3_30B), context, 1, "numa:1(memory=1024GB) core:8 pu:1", 5_GiB).plan.fits());
 }
 
 TEST_CASE("a node that is too small is named") {
