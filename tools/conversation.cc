@@ -15,9 +15,13 @@ constexpr int64_t kMaxBytes = 256_MiB;
 
 Result<Conversation> read_conversation(const std::string& path) {
   TRY_ASSIGN(const std::string text, checkpoint::read_whole_file(path, kMaxBytes));
+  return parse_conversation(text, path);
+}
+
+Result<Conversation> parse_conversation(std::string_view text, const std::string& where) {
   // A value for each token, and some for each message.
-  TRY_ASSIGN(const Json json, parse_json(text, path, {.values = 8'000'000}));
-  const auto bad = [&](const std::string& what) { return fail(ErrorCode::kBadInput, format("{}: {}", path, what)); };
+  TRY_ASSIGN(const Json json, parse_json(text, where, {.values = 8'000'000}));
+  const auto bad = [&](const std::string& what) { return fail(ErrorCode::kBadInput, format("{}: {}", where, what)); };
   const auto text_of = [](const Json& object, const char* key) -> const std::string* {
     const Json* const value = object.find(key);
     return value != nullptr && value->is_string() ? &value->as_string() : nullptr;

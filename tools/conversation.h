@@ -5,6 +5,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/result.h"
@@ -21,6 +22,9 @@ struct Conversation {
   /// What the sequence held: reuse() of these finds its pages. Only a hint: texts decide what is said.
   std::vector<TokenId> tokens;
 };
+
+/// Hostile text to a conversation; `where` names it in messages. Errors: kBadInput.
+Result<Conversation> parse_conversation(std::string_view text, const std::string& where);
 
 /// Errors: kNotFound, kBadInput (no such file, damaged, another version; with the place and what was expected).
 Result<Conversation> read_conversation(const std::string& path);

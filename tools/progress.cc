@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -82,9 +83,32 @@ Progress::Progress(Console& console, std::string label, ProgressUnit unit)
 
 Progress::~Progress() { console_.clear_bar(); }
 
+void Pace::add(double done, double seconds) {
+  constexpr size_t kMostPoints = 64;
+  if (done <= 0 || (!points_.empty() && done <= points_.back().done)) return;
+  if (points_.size() == kMostPoints) {
+    for (size_t i = 0; i < kMostPoints / 2; ++i) points_[i] = points_[2 * i + 1];
+    points_.resize(kMostPoints / 2);
+  }
+  points_.push_back({done, seconds});
+}
+
+double Pace::seconds_left(double total) const {
+  if (points_.empty()) return std::numeric_limits<double>::infinity();
+  const Point& now = points_.back();
+  const auto half = std::lower_bound(points_.begin(), points_.end() - 1, now.done / 2,
+                                     [](const Point& point, double done) { return point.done < done; });
+  const double rate = now.seconds / now.done;
+  double growth = 0;  // b
+  if (half->done < now.done) growth = std::max(0.0, (rate - half->seconds / half->done) / (now.done - half->done));
+  growth = std::min(growth, rate / now.done);  // a is not below 0
+  return (rate - growth * now.done) * total + growth * total * total - now.seconds;
+}
+
 void Progress::update(int64_t done, int64_t total) {
   if (console_.mode_ == ProgressMode::kNone || total <= 0) return;
   const auto now = Clock::now();
+  pace_.add(static_cast<double>(done), std::chrono::duration<double>(now - started_).count());
   const bool bar = console_.mode_ == ProgressMode::kBar;
   if (bar ? now - started_ < kBarDelay || now - shown_ < kBarInterval : now - shown_ < kPlainInterval) return;
   shown_ = now;
@@ -98,7 +122,8 @@ void Progress::update(int64_t done, int64_t total) {
 std::string Progress::text(int64_t done, int64_t total, double seconds, bool bar) const {
   const double share = static_cast<double>(done) / static_cast<double>(total);
   const double speed = static_cast<double>(done) / std::max(seconds, 1e-9);
-  const double left = static_cast<double>(total - done) / std::max(speed, 1e-9);
+  const double left = unit_ == ProgressUnit::kTokens ? pace_.seconds_left(static_cast<double>(total))
+                                                     : static_cast<double>(total - done) / std::max(speed, 1e-9);
   std::string picture;
   if (bar) {
     constexpr int kWidth = 24;

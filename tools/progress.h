@@ -7,6 +7,7 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "tools/options.h"
 
@@ -47,6 +48,22 @@ class Console {
 /// What is counted; kShare: only the share is shown.
 enum class ProgressUnit { kBytes, kTokens, kShare };
 
+/// How long work takes whose later parts take longer, as tokens of a prompt do: time = a n + b n^2 for n of it, with a
+/// and b from what was seen at about the half of what is done, and now. Pure.
+class Pace {
+ public:
+  /// `done` and `seconds` since the beginning; both grow.
+  void add(double done, double seconds);
+  /// Until `total` is done. Infinite before the first add().
+  double seconds_left(double total) const;
+
+ private:
+  struct Point {
+    double done = 0, seconds = 0;
+  };
+  std::vector<Point> points_;  // at most kMostPoints, evenly thinned
+};
+
 /// One thing that takes its time: amount done, share, speed, time left. Used by one thread.
 class Progress {
  public:
@@ -64,6 +81,7 @@ class Progress {
   std::string label_;
   ProgressUnit unit_;
   Clock::time_point started_, shown_;
+  Pace pace_;
 };
 
 /// "48 s", "12 min", "3.2 h".

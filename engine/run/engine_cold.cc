@@ -10,6 +10,7 @@
 #include "base/format.h"
 #include "base/log.h"
 #include "engine/run/engine.h"
+#include "engine/storage/open_files.h"
 
 namespace cpuinfer::run {
 namespace {
@@ -71,6 +72,7 @@ Result<void> Engine::plan_cold_pages(const numa::MemoryLimit& available, load::P
 
 Result<void> Engine::check_disk_room() const {
   const storage::PageStore& store = kv_store_->pages();
+  TRY(storage::allow_open_files(planned_pages_ - kv_pages_));  // cold pages stay open
   const int64_t needed = (planned_pages_ - kv_pages_) * store.shape().file_bytes();
   const int64_t size = options_.kv_store.size_bytes;
   if (size != 0 && size < needed) {
