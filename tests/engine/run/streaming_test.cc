@@ -171,6 +171,7 @@ TEST_CASE("a disk that fails in a step fails that step, and the engine goes on w
     const std::string good = directory.read();
     EngineOptions options = options_for(directory, 2);
     options.chunk_tokens = 100;
+    options.kv_tokens = 3 * 512;  // three sequences live at a time
     const std::vector<float> expected = all_logits(*loaded_engine(options));
     const auto engine = streaming_engine(options, least_memory(options));
     auto sequence = engine->start_sequence(400);
