@@ -94,8 +94,7 @@ Result<LoadFigures> measure_load(numa::Team& team, const numa::Topology& topolog
   std::optional<load::PackedFile> packed;
   load::PackedLayout layout;
   if (checkpoint.is_packed()) {
-    const bool direct = !options.warm && load::reads_directly(checkpoint.total_bytes(), {});
-    TRY_ASSIGN(packed, load::PackedFile::open(checkpoint.packed_path(), direct));
+    TRY_ASSIGN(packed, load::PackedFile::open(checkpoint.packed_path(), !options.warm));
     TRY_ASSIGN(layout, packed->layout_for(*model));
   } else {
     TRY(load::check_tensors(*model, checkpoint));

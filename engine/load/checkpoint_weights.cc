@@ -46,14 +46,13 @@ PageCache choose_page_cache(const Checkpoint& checkpoint, const LoadOptions& opt
   return options.page_cache.value_or(large ? PageCache::kSpare : PageCache::kFill);
 }
 
-// Where the system gives no more threads, those that there are load more slowly.
+}  // namespace
+
 std::unique_ptr<numa::Team> more_loaders(const numa::Team& team, const numa::Topology& topology) {
   if (team.workers() >= kLeastLoaders) return nullptr;
   auto made = numa::Team::create(topology, {.threads = kLeastLoaders, .nodes = team.nodes()});
   return made ? std::move(*made) : nullptr;
 }
-
-}  // namespace
 
 CheckpointWeights::CheckpointWeights(model::Model& model, const Checkpoint& checkpoint, numa::Team& team,
                                      const numa::Topology& topology, const LoadOptions& options)

@@ -4,12 +4,15 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <utility>
 
 #include "base/result.h"
 #include "engine/load/loader.h"
+#include "numa/team.h"
+#include "numa/topology.h"
 
 namespace cpuinfer::load {
 
@@ -18,6 +21,10 @@ using Clock = std::chrono::steady_clock;
 inline double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
+
+/// A team to load with instead of one of fewer than kLeastLoaders workers; nullptr for a larger one, and where the
+/// system gives no more threads: those that there are load more slowly.
+std::unique_ptr<numa::Team> more_loaders(const numa::Team& team, const numa::Topology& topology);
 
 /// Views the options. Thread-safe but for the constructor.
 class Loading {

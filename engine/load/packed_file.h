@@ -35,9 +35,9 @@ std::vector<std::byte> packed_header(const PackedLayout& layout, storage::Digest
 /// An open packed file whose header is whole and of this version. Move-only. Const members are thread-safe.
 class PackedFile {
  public:
-  /// Reads the header, no weights. `direct`: past the page cache.
-  /// Errors: of DirectFile::open; kBadInput (no packed file, damaged, truncated), kUnsupported (another version of the
-  /// layout or of the numerics); what to do is `cpuinfer pack`.
+  /// Reads the header, no weights. `direct`: past the page cache, which is faster for a cold file and leaves the cache
+  /// to others. Errors: of DirectFile::open; kBadInput (no packed file, damaged, truncated), kUnsupported (another
+  /// version of the layout or of the numerics); what to do is `cpuinfer pack`.
   static Result<PackedFile> open(const std::filesystem::path& path, bool direct = true);
 
   /// Weights in the table.

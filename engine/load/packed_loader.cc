@@ -11,7 +11,6 @@
 #include "engine/storage/aligned_bytes.h"
 #include "engine/storage/io_queue.h"
 #include "numa/memory.h"
-#include "numa/memory_limit.h"
 
 namespace cpuinfer::load {
 namespace {
@@ -177,12 +176,6 @@ void copy_to_other_nodes(const PackedLayout& layout, std::span<const PackedPart>
 
 }  // namespace
 
-bool reads_directly(int64_t file_bytes, const LoadOptions& options) {
-  const bool large = file_bytes > numa::available_memory().bytes / 4;
-  return options.page_cache.value_or(large ? checkpoint::PageCache::kSpare : checkpoint::PageCache::kFill) ==
-         checkpoint::PageCache::kSpare;
-}
-
 Result<void> read_packed(const PackedFile& file, const PackedLayout& layout, std::span<const PackedPart> parts,
                          numa::Team& team, const numa::Topology& topology, const LoadOptions& options) {
   const Clock::time_point start = Clock::now();
@@ -194,7 +187,9 @@ Result<void> read_packed(const PackedFile& file, const PackedLayout& layout, std
   for (size_t p = 0; p < parts.size(); ++p)
     if (layout.weights_of(parts[p]).front().spec.vector != nullptr) TRY(reading.read_vectors(layout, p, sums[p]));
 
-  const int depth = std::max(kLeastReadsEach, ceil_div(kLeastReads, team.workers()));
+  const std::unique_ptr<numa::Team> more = more_loaders(team, topology);
+  numa::Team& loaders = more ? *more : team;
+  const int depth = std::max(kLeastReadsEach, ceil_div(kLeastReads, loaders.workers()));
   std::vector<std::vector<UnitBlock>> blocks;
   std::vector<int64_t> bounce_bytes;  // [nodes] for one block; 0: none is needed
   for (int node = 0; node < team.nodes(); ++node) {
@@ -204,7 +199,7 @@ Result<void> read_packed(const PackedFile& file, const PackedLayout& layout, std
       if (!reading.in_place(block, node)) most = std::max(most, PackedReading::bytes(block));
     bounce_bytes.push_back(most == 0 ? 0 : round_up(most, kAlignment) + kAlignment);
   }
-  std::vector<WorkerRead> shares(static_cast<size_t>(team.workers()));
+  std::vector<WorkerRead> shares(static_cast<size_t>(loaders.workers()));
   for (WorkerRead& share : shares) {
     TRY_ASSIGN(share.queue, storage::IoQueue::create(depth));
     share.blocks.resize(static_cast<size_t>(depth));
@@ -212,7 +207,7 @@ Result<void> read_packed(const PackedFile& file, const PackedLayout& layout, std
   }
   std::vector<std::atomic<int64_t>> next(blocks.size());
   std::vector<numa::NodeBuffer> bounces(blocks.size());
-  team.run([&](numa::Worker& worker) {
+  loaders.run([&](numa::Worker& worker) {
     const int64_t bytes = bounce_bytes[worker.node] * depth;
     if (worker.rank_in_node == 0 && bytes > 0) {
       auto buffer = numa::NodeBuffer::allocate(bytes * worker.count_in_node, worker.node, topology);
@@ -238,7 +233,7 @@ Result<void> read_packed(const PackedFile& file, const PackedLayout& layout, std
     LoadStatistics& statistics = *options.statistics;
     statistics = {.bytes = loading.done_bytes(),
                   .direct_bytes = file.file().direct() ? loading.done_bytes() : 0,
-                  .workers = team.workers(),
+                  .workers = loaders.workers(),
                   .seconds = seconds_since(start)};
     for (const numa::NodeBuffer& buffer : bounces) statistics.buffer_bytes += buffer.size();
     for (const WorkerRead& share : shares) {

@@ -12,16 +12,13 @@
 
 namespace cpuinfer::load {
 
-/// Fills the weights of some parts, which have their memory: every worker keeps several reads of its node's units in
-/// flight, straight into the node's memory where offsets and sizes are whole pages, and hashes what has arrived. Parts
-/// whose digest is another are an error. options: as of read_weights; statistics say "packing" for hashing and copying.
-/// REQUIRES: layout = file.layout_for(the model); team.nodes() is the model's number of nodes.
-/// Errors: kBadInput (damaged, names the part), kDoesNotFit (a buffer), kRuntime (I/O, with file and offset),
-/// kInterrupted.
+/// Fills the weights of some parts, which have their memory. As read_weights with at least kLeastLoaders workers: each
+/// keeps several reads of its node's units in flight, straight into the node's memory where offsets and sizes are whole
+/// pages, and hashes what has arrived. Parts whose digest is another are an error. options: as of read_weights;
+/// statistics say "packing" for hashing and copying. REQUIRES: layout = file.layout_for(the model); team.nodes() is the
+/// model's number of nodes. Errors: kBadInput (damaged, names the part), kDoesNotFit (a buffer), kRuntime (I/O, with
+/// file and offset), kInterrupted.
 Result<void> read_packed(const PackedFile& file, const PackedLayout& layout, std::span<const PackedPart> parts,
                          numa::Team& team, const numa::Topology& topology, const LoadOptions& options = {});
-
-/// Whether a packed file is read past the page cache: one that is large beside the free memory, unless `options` say.
-bool reads_directly(int64_t file_bytes, const LoadOptions& options);
 
 }  // namespace cpuinfer::load

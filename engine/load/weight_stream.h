@@ -39,7 +39,7 @@ class WeightStream final : public model::WeightSource {
   /// Takes the memory of all slots. layout: of the model. Errors: kDoesNotFit, of IoQueue::create.
   static Result<std::unique_ptr<WeightStream>> create(const model::ModelConfig& config, const StreamPlan& plan,
                                                       const PackedFile& file, const PackedLayout& layout,
-                                                      const numa::Team& team, const numa::Topology& topology,
+                                                      numa::Team& team, const numa::Topology& topology,
                                                       storage::IoBackend backend = storage::IoBackend::kAuto);
   ~WeightStream() override;
 
@@ -87,6 +87,7 @@ class WeightStream final : public model::WeightSource {
 
   WeightStream(const model::ModelConfig& config, const PackedFile& file, const PackedLayout& layout,
                storage::IoQueue queue, int workers);
+  void take_pages(const numa::Worker& worker);
   Result<void> add_slots(Kind kind, PartReads reads, int count, const numa::Topology& topology);
 
   // Worker 0, while the others wait.

@@ -6,7 +6,6 @@
 #include "base/format.h"
 #include "base/log.h"
 #include "engine/load/expert_usage.h"
-#include "engine/load/packed_loader.h"
 #include "engine/model/rope_length.h"
 #include "engine/run/engine.h"
 
@@ -116,9 +115,7 @@ Result<std::unique_ptr<Engine>> Engine::prepare(const EngineOptions& options) {
   if (!options.synthetic) {
     TRY_ASSIGN(checkpoint, checkpoint::Checkpoint::open(options.model));
     if (checkpoint->is_packed()) {
-      TRY_ASSIGN(packed,
-                 load::PackedFile::open(checkpoint->packed_path(),
-                                        options.stream_weights || load::reads_directly(checkpoint->total_bytes(), {})));
+      TRY_ASSIGN(packed, load::PackedFile::open(checkpoint->packed_path()));
     } else if (options.stream_weights) {
       return fail(ErrorCode::kUsage,
                   format("--weights stream reads packed weights and {0} has none: `cpuinfer pack --model {0} --output "

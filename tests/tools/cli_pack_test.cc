@@ -5,6 +5,7 @@
 
 #include "base/format.h"
 #include "base/json.h"
+#include "base/types.h"
 #include "tests/engine/checkpoint/temporary_directory.h"
 #include "tests/tools/process.h"
 
@@ -86,6 +87,43 @@ TEST_CASE("synthetic models are packed without a checkpoint, the same for the sa
   CHECK(read_file(directory.path() / "a" / "weights.packed") != read_file(directory.path() / "c" / "weights.packed"));
   const Outcome large = pack("d", {"--tokenizer", CPUINFER_SOURCE_DIR "/tests/data/tokenizer/small"});
   if (large.exit_code != 0) CHECK(contains(large.err, "but the model's vocabulary has"));
+}
+
+TEST_CASE("a model that is larger than memory is read during steps, and answers the same") {
+  const TemporaryDirectory directory;
+  const std::string packed = directory.path() / "packed";
+  REQUIRE(pipe_cpuinfer("", {"pack", "-m", kDemo, "-o", packed}).exit_code == 0);
+  const Outcome whole = pipe_cpuinfer("", {"plan", "-m", packed, "--json", "--node-bandwidth", "10GB/s"});
+  REQUIRE(whole.exit_code == 0);
+  const int64_t total = parse_json(whole.out, "stdout")->find("total_bytes")->as_int();
+  const std::string limit = format("{}B", (total - 2_MiB) / 15 * 16);
+  const Arguments streaming = {"--weights", "stream", "--memory-limit", limit};
+  const auto with = [&](Arguments arguments) {
+    arguments.insert(arguments.end(), streaming.begin(), streaming.end());
+    return arguments;
+  };
+  CHECK(logits_hash(packed, streaming) == logits_hash(kDemo));
+  const Outcome answer = pipe_cpuinfer("", with({"-m", packed, "-p", "Tell me a story.", "-n", "5", "--greedy"}));
+  REQUIRE_MESSAGE(answer.exit_code == 0, answer.err);
+  CHECK(answer.out == pipe_cpuinfer("", {"-m", kDemo, "-p", "Tell me a story.", "-n", "5", "--greedy"}).out);
+  CHECK(contains(answer.err, "weights   streamed: "));
+  CHECK(contains(answer.err, " GB of weights streamed, "));
+  CHECK(contains(answer.err, ", waited "));
+
+  const Outcome plan =
+      pipe_cpuinfer("", with({"plan", "-m", packed, "--node-bandwidth", "10GB/s", "--disk-bandwidth", "2GB/s"}));
+  CHECK_MESSAGE(plan.exit_code == 0, plan.err);
+  CHECK(contains(plan.out,
+                 "streaming: 0.00 GB of the disk for a token if experts are equally likely, at 2 GB/s (given) "));
+  const Outcome unknown = pipe_cpuinfer("", with({"plan", "-m", packed, "--node-bandwidth", "10GB/s", "--json"}));
+  CHECK(parse_json(unknown.out, "stdout")->find("speed")->find("streaming")->find("bytes_per_token") != nullptr);
+
+  const Outcome unpacked = pipe_cpuinfer("", {"-m", kDemo, "-p", "x", "--weights", "stream"});
+  CHECK(unpacked.exit_code == 2);
+  CHECK(contains(unpacked.err, "`cpuinfer pack --model " + kDemo + " --output NEWDIR` writes them"));
+  const Outcome word = pipe_cpuinfer("", {"-m", packed, "--weights", "disk"});
+  CHECK(word.exit_code == 2);
+  CHECK(contains(word.err, "--weights"));
 }
 
 TEST_CASE("what pack needs and what excludes what") {

@@ -17,6 +17,7 @@
 #include <new>
 #include <optional>
 
+#include "tests/engine/load/packed_data.h"
 #include "tests/engine/run/synthetic_engine.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -291,4 +292,48 @@ TEST_CASE("decoding by append allocates and opens nothing") {
   CHECK(openings.load() == 0);
   CHECK(worked);
   CHECK(std::isfinite(sum));
+}
+
+TEST_CASE("steps that read weights from disk allocate and open nothing") {
+  const SyntheticModel model = small_model(4096, 4);
+  const load::PackedDirectory directory(to_json_text(model.config));
+  for (const storage::IoBackend backend : {storage::IoBackend::kThreads, storage::IoBackend::kAuto}) {
+    EngineOptions options;
+    options.model = directory.path();
+    options.context_tokens = 1024;
+    options.stream_weights = true;
+    options.stream_backend = backend;
+    // With 4 KiB for an expert: enough for all else and some experts, not for all.
+    const auto planned = Engine::prepare(options);
+    REQUIRE(planned);
+    options.memory_limit_bytes = ((*planned)->plan().total() - 300_KiB) / 15 * 16;
+    const auto engine = loaded_engine(options);
+    REQUIRE(engine->stream_plan().expert_slots > 0);
+    auto sequence = engine->start_sequence(1024);
+    REQUIRE(sequence);
+    float sum = 0;
+    AppendOptions append;
+    append.logits = [&sum](int64_t, std::span<const std::span<const float>> logits) { sum += logits[0][0]; };
+    std::vector<TokenId> prompt(100);
+    for (int i = 0; i < 100; ++i) prompt[static_cast<size_t>(i)] = next_token(i, 1);
+    std::optional<Watched> watched;
+    bool worked = true;
+    int64_t bytes = 0;
+    for (int step = 0; step < kWarmUp + 100; ++step) {
+      if (step == kWarmUp) {
+        bytes = engine->stream_statistics().bytes;
+        watched.emplace();
+      }
+      const TokenId token = next_token(step, 0);
+      worked = worked && engine->append(*sequence, {&token, 1}, append);
+      if (step == 50) worked = worked && engine->append(*sequence, prompt, append);
+    }
+    watched.reset();
+    CHECK(allocations.load() == 0);
+    CHECK(mappings.load() == 0);
+    CHECK(openings.load() == 0);
+    CHECK(worked);
+    CHECK(std::isfinite(sum));
+    CHECK(engine->stream_statistics().bytes > bytes);
+  }
 }
