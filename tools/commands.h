@@ -19,5 +19,6 @@ Result<int> bench_host_command(const BenchHostOptions& options);
 Result<int> bench_kernels_command(const BenchKernelsOptions& options);
 Result<int> bench_load_command(const BenchLoadOptions& options);
 Result<int> bench_model_command(const BenchModelOptions& options);
+Result<int> bench_store_command(const BenchStoreOptions& options);
 
 }  // namespace cpuinfer::tools

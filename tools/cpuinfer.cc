@@ -37,6 +37,7 @@ Result<int> execute(const BenchHostOptions& options) { return bench_host_command
 Result<int> execute(const BenchKernelsOptions& options) { return bench_kernels_command(options); }
 Result<int> execute(const BenchLoadOptions& options) { return bench_load_command(options); }
 Result<int> execute(const BenchModelOptions& options) { return bench_model_command(options); }
+Result<int> execute(const BenchStoreOptions& options) { return bench_store_command(options); }
 
 Result<int> execute_command_line(const std::vector<std::string>& arguments) {
   TRY_ASSIGN(const CommandLine command, parse_command_line(arguments, [](const char* name) {

@@ -178,14 +178,26 @@ struct BenchModelOptions {
   bool json = false;
 };
 
+/// `cpuinfer bench store`.
+struct BenchStoreOptions {
+  ConsoleOptions console;
+  std::string model;          ///< a directory or a name; empty: synthetic
+  std::string synthetic;      ///< name of a published model's sizes (named_config); weights are made in memory
+  std::optional<int> layers;  ///< of a synthetic model
+  run::EngineOptions engine;  ///< the rest of it, with the store
+  std::vector<int64_t> prefixes = {32768, 131072};
+  bool quick = false;  ///< short samples of the disk: shows that it works, not how fast
+  bool json = false;
+};
+
 /// Text for stdout instead of a command: help or version.
 struct ShowText {
   std::string text;
 };
 
-using CommandLine =
-    std::variant<ShowText, RunOptions, PlanOptions, DoctorOptions, TokenizeOptions, DetokenizeOptions, ScoreOptions,
-                 SynthOptions, PackOptions, BenchHostOptions, BenchKernelsOptions, BenchLoadOptions, BenchModelOptions>;
+using CommandLine = std::variant<ShowText, RunOptions, PlanOptions, DoctorOptions, TokenizeOptions, DetokenizeOptions,
+                                 ScoreOptions, SynthOptions, PackOptions, BenchHostOptions, BenchKernelsOptions,
+                                 BenchLoadOptions, BenchModelOptions, BenchStoreOptions>;
 
 /// Gives an environment variable's value, or nullopt.
 using Environment = std::function<std::optional<std::string>(const char*)>;

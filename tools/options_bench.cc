@@ -141,6 +141,38 @@ Result<CommandLine> parse_bench_model(const std::vector<std::string>& arguments,
   return o;
 }
 
+Result<CommandLine> parse_bench_store(const std::vector<std::string>& arguments, const Environment& environment) {
+  BenchStoreOptions o;
+  OptionTable table("cpuinfer bench store",
+                    "Measure the time to the first token after a prefix that is computed, read from a KV store,\n"
+                    "or in memory, and how fast the store is written and read, beside the disk.");
+  table.group("Model");
+  table.value("-m,--model", "NAME|DIR", "Model: a directory, or a name (see 'Models' in cpuinfer(1))",
+              text_into(o.model));
+  table.value("--synthetic", "NAME",
+              "Instead of --model: random weights in the sizes of a\npublished model, as 'synth'",
+              text_into(o.synthetic), Variable::kNo);
+  table.value("--layers", "N", "Layers of a synthetic model", count_into(o.layers, 1, 1024), Variable::kNo);
+  table.value("--memory-limit", "SIZE", "Use at most this much memory: 512MiB, 1.5TiB",
+              size_into(o.engine.memory_limit_bytes));
+  add_kv_store(table, o.engine);
+  add_machine(table, o.engine);
+  table.group("Measurement");
+  table.value("--prefix", "LIST", "Tokens of the prefixes [32k,128k]", counts_into(o.prefixes, 256, kMostTokens),
+              Variable::kNo);
+  table.flag("--quick", "Short samples: shows that it works, not how fast", [&o] { o.quick = true; }, Variable::kNo);
+  add_json(table, o.json, "Print JSON");
+  add_console(table, o.console, environment);
+  TRY_ASSIGN(const std::optional<std::string> help, table.parse(arguments, environment));
+  if (help) return ShowText{*help};
+  TRY(check_kv_store(table, o.engine));
+  if (o.model.empty() == o.synthetic.empty()) return table.usage("give either --model or --synthetic NAME");
+  if (o.layers && o.synthetic.empty()) return table.usage("--layers changes a synthetic model only");
+  if (o.engine.kv_store.directory.empty())
+    return table.usage("no store: give --kv-store with a new directory on the disk to measure");
+  return o;
+}
+
 struct BenchmarkRow {
   const char* name;
   const char* summary;
@@ -152,6 +184,7 @@ constexpr BenchmarkRow kBenchmarks[] = {
     {"kernels", "Every kernel at the matrices of models, beside oneDNN", parse_bench_kernels},
     {"load", "Loading of a checkpoint, beside the disk", parse_bench_load},
     {"model", "Tokens per second of a model, beside what bounds it", parse_bench_model},
+    {"store", "Time to the first token with a KV store, beside the disk", parse_bench_store},
 };
 
 std::string list_benchmarks() {

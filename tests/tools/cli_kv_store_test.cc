@@ -161,6 +161,32 @@ TEST_CASE("--kv-tier disk: a context larger than memory gives the same answer, a
   CHECK(contains(cold.err, " GB of keys and values from disk, "));
 }
 
+TEST_CASE("bench store: the same bits from disk and memory, with figures") {
+  const std::string store = new_store();
+  const Arguments bench = {"bench", "store", "-m", tiny_model(), "--kv-store", store, "--prefix", "512,1k", "--quick"};
+  const Outcome outcome = run_cpuinfer(bench);
+  REQUIRE_MESSAGE(outcome.exit_code == 0, outcome.err);
+  CHECK(contains(outcome.out, "seconds to the first token after a prefix"));
+  CHECK(contains(outcome.out, "same\n"));
+  CHECK_FALSE(contains(outcome.out, "DIFFERENT"));
+  CHECK(contains(outcome.out, "GB/s while pages were on their way"));
+  const Outcome again = run_cpuinfer(bench);
+  CHECK(again.exit_code == 2);
+  CHECK(contains(again.err, "give an empty directory"));
+  const Outcome json = run_cpuinfer(
+      {"bench", "store", "--synthetic", "tiny", "--kv-store", new_store(), "--prefix", "512", "--quick", "--json"});
+  REQUIRE_MESSAGE(json.exit_code == 0, json.err);
+  CHECK(contains(json.out, "\"same_bits\": true"));
+  const auto refused = [](Arguments arguments, const char* message) {
+    const Outcome bad = run_cpuinfer(arguments);
+    CHECK(bad.exit_code == 2);
+    CHECK_MESSAGE(contains(bad.err, message), bad.err);
+  };
+  refused({"bench", "store", "--synthetic", "tiny"}, "no store: give --kv-store");
+  refused({"bench", "store", "--kv-store", new_store()}, "give either --model or --synthetic NAME");
+  refused({"bench", "store", "-m", tiny_model(), "--layers", "2", "--kv-store", new_store()}, "--layers changes");
+}
+
 TEST_CASE("a conversation is saved and loaded with its keys and values") {
   const std::string store = new_store(), file = (scratch_directory() / "talk.json").string();
   const Arguments chat = {"-m", tiny_model(), "-n", "8", "--kv-store", store};
