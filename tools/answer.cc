@@ -57,6 +57,7 @@ std::string result_line(const run::Engine& engine, const run::GenerationResult& 
   json.set("decoded_tokens", result.decoded_tokens);
   json.set("load_seconds", engine.load_statistics().seconds);
   json.set("load_bytes", engine.load_statistics().bytes);
+  json.set("restore_seconds", result.restore_seconds);
   json.set("prefill_seconds", result.prefill_seconds);
   json.set("decode_seconds", result.decode_seconds);
   json.set("decode_weight_bytes", engine.decode_weight_bytes());

@@ -80,12 +80,21 @@ class Chat {
         system_(options.system.value_or("")),
         think_(options.think.value_or(true)),
         logprobs_(options.logprobs.has_value()),
+        system_given_(options.system.has_value()),
+        think_given_(options.think.has_value()),
         session_file_(options.session_file.value_or("")),
         console_(console) {}
 
   Result<int> run() {
     std::error_code ignored;
-    if (!session_file_.empty() && std::filesystem::exists(session_file_, ignored)) TRY(load(session_file_));
+    if (!session_file_.empty() && std::filesystem::exists(session_file_, ignored)) {
+      const std::string system = system_;
+      const bool think = think_;
+      TRY(load(session_file_));
+      // What the user gives now counts.
+      if (system_given_) system_ = system;
+      if (think_given_) think_ = think;
+    }
     console_.note("/? lists the commands, Ctrl-D leaves");
     int interruptions = 0;  // in a row at the prompt
     for (;;) {
@@ -161,6 +170,11 @@ class Chat {
       const std::string path = text.substr(std::string_view("/save ").size());
       const Result<void> done = text.starts_with("/save ") ? save(path) : load(path);
       if (!done) log_error("{}", done.error().message);
+      // The file of --session must not be overwritten with another conversation.
+      if (done && text.starts_with("/load ") && !session_file_.empty() && session_file_ != path) {
+        session_file_ = path;
+        console_.note(format("the conversation is kept in {} from now on", path));
+      }
     } else if (text == "/save" || text == "/load") {
       log_error("{} needs the name of a file", text);
     } else {
@@ -193,8 +207,14 @@ class Chat {
       log_error("{}; or /clear", planned.error().message);
       return kExitOk;
     }
-    TRY_ASSIGN(const run::GenerationResult result,
-               show_answer(engine_, tokenizer_, sequence_, request_, AnswerForm::kChat, logprobs_, console_));
+    const Result<run::GenerationResult> answered =
+        show_answer(engine_, tokenizer_, sequence_, request_, AnswerForm::kChat, logprobs_, console_);
+    if (!answered && answered.error().code == ErrorCode::kRuntime) {
+      // A disk that failed in the middle: this turn is forgotten, the next one may work.
+      log_error("{}", answered.error().message);
+      return kExitOk;
+    }
+    TRY_ASSIGN(const run::GenerationResult result, answered);
     console_.note(statistics(engine_, result));
     int code = kExitOk;
     if (result.finish_reason == run::FinishReason::kInterrupted) {
@@ -205,7 +225,9 @@ class Chat {
     if (result.finish_reason != run::FinishReason::kInterrupted || !result.text.empty()) {
       history_.push_back({"user", text});
       history_.push_back({"assistant", result.text});
-      if (!session_file_.empty()) TRY(save(session_file_));
+      // A full disk does not end the conversation.
+      if (!session_file_.empty())
+        if (const Result<void> saved = save(session_file_); !saved) log_error("{}", saved.error().message);
     }
     return code;
   }
@@ -217,7 +239,8 @@ class Chat {
   std::vector<checkpoint::ChatMessage> history_;
   std::string system_;
   bool think_, logprobs_;
-  std::string session_file_;  // empty: none
+  bool system_given_, think_given_;  // on the command line
+  std::string session_file_;         // empty: none
   Console& console_;
   LineReader reader_;
   std::optional<std::string> multi_line_;

@@ -1,5 +1,8 @@
 #include "tools/conversation.h"
 
+#include <filesystem>
+#include <system_error>
+
 #include "base/format.h"
 #include "base/json.h"
 #include "engine/checkpoint/checkpoint_file.h"
@@ -78,7 +81,13 @@ Result<void> write_conversation(const std::string& path, const Conversation& con
   Json tokens{Json::Array{}};
   for (const TokenId token : conversation.tokens) tokens.push_back(int64_t{token});
   json.set("tokens", std::move(tokens));
-  return checkpoint::write_whole_file(path, to_json_text(json) + "\n");
+  std::error_code error;
+  const bool is_new = !std::filesystem::exists(path, error);
+  TRY(checkpoint::write_whole_file(path, to_json_text(json) + "\n"));
+  // What people say is for their eyes, unless they have decided otherwise.
+  if (is_new)
+    std::filesystem::permissions(path, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write, error);
+  return {};
 }
 
 }  // namespace cpuinfer::tools

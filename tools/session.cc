@@ -203,7 +203,8 @@ std::string statistics(const run::Engine& engine, const run::GenerationResult& r
       result.decode_seconds > 0 ? static_cast<double>(result.decoded_tokens) / result.decode_seconds : 0;
   std::string text = format("prompt {} tokens", result.prompt_tokens);
   if (result.reused.memory > 0) text += format(" ({} from cache)", result.reused.memory);
-  if (result.reused.store > 0) text += format(" ({} from the KV store)", result.reused.store);
+  if (result.reused.store > 0)
+    text += format(" ({} from the KV store in {:.2f} s)", result.reused.store, result.restore_seconds);
   text += format(", prefill {}; ", speed(computed, result.prefill_seconds));
   text +=
       format("answer {} tokens, decode {}", result.answer.size(), speed(result.decoded_tokens, result.decode_seconds));
@@ -227,12 +228,13 @@ std::string statistics(const run::Engine& engine, const run::GenerationResult& r
 }
 
 int interrupted_code(const run::Engine& engine, const run::GenerationResult& result) {
-  if (engine.kv_store() == nullptr || result.prefilled_tokens >= result.prompt_tokens)
+  if (result.stored_tokens == 0 || result.prefilled_tokens >= result.prompt_tokens)
     return kExitSignalBase + pending_signal();
   log_line(
       LogLevel::kInfo,
-      format("interrupted at {} of {} tokens of the prompt; what is done is kept in {}, the same command goes on there",
-             result.prefilled_tokens, result.prompt_tokens, engine.kv_store()->pages().directory().string()));
+      format("interrupted at {} of {} tokens of the prompt; {} of them are kept in {}, the same command goes on there",
+             result.prefilled_tokens, result.prompt_tokens, result.stored_tokens,
+             engine.kv_store()->pages().directory().string()));
   return kExitTryAgain;
 }
 

@@ -118,12 +118,14 @@ Result<int> KvCache::allocate(std::span<const int> pages) {
   return page;
 }
 
-void KvCache::clear_values_from(int page, int slot) {
+void KvCache::clear_from(int page, int slot) {
   const std::vector<bf16> zeros(head_dim_padded_);
   for (int layer = 0; layer < layers_; ++layer)
     for (int head = 0; head < stripes_.kv_heads(); ++head)
-      for (int s = slot; s < kernels::kLeafTokens; ++s)
+      for (int s = slot; s < kernels::kLeafTokens; ++s) {
+        kernels::store_key(keys(layer, head, page), s, zeros.data(), head_dim_padded_);
         kernels::store_value(values(layer, head, page), s, zeros.data(), head_dim_padded_);
+      }
 }
 
 void KvCache::release(int page) {

@@ -45,8 +45,8 @@ class KvCache {
   int head_dim_padded() const { return head_dim_padded_; }
   const KvStripes& stripes() const { return stripes_; }
 
-  /// The next page of a sequence that has `pages` (-1: not in memory), or kDoesNotFit if none is free. Superblocks of a sequence go to one
-  /// stripe after the other, as far as there are pages.
+  /// The next page of a sequence that has `pages` (-1: not in memory), or kDoesNotFit if none is free. Superblocks of a
+  /// sequence go to one stripe after the other, as far as there are pages.
   Result<int> allocate(std::span<const int> pages);
   /// One more holder of a page, which then needs one more release().
   void retain(int page) { ++holders_[page]; }
@@ -54,8 +54,8 @@ class KvCache {
   void release(int page);
   /// Whether someone else holds the page too, so that it must not change.
   bool is_shared(int page) const { return holders_[page] > 1; }
-  /// Sets the values of a page from token `slot` on to zero, as in a fresh page. For sequences that are cut there.
-  void clear_values_from(int page, int slot);
+  /// Sets keys and values of a page from token `slot` on to zero. For sequences that are cut there.
+  void clear_from(int page, int slot);
 
   /// [kLeafTokens, head_dim_padded] packed keys.
   bf16* keys(int layer, int kv_head, int page) const {

@@ -141,7 +141,7 @@ void make_attention_plan(const ModelConfig& config, const Batch& batch, const Kv
 /// split into heads, q and k are normed and rotated, k and v appended to the cache. Leaves of 256 tokens and
 /// superblocks of 1024 at absolute positions are merged in a fixed tree (docs/numerics.md), so the result depends on
 /// nothing but the sequence. Meets the others inside (those of the node where a kv head lies on one node): once if
-/// there are long sequences, once if superblocks are to be merged; and all of them three times in each cold round.
+/// there are long sequences, once if superblocks are to be merged; and all of them twice in each cold round.
 /// workspace: reads qkv, cos, sin; writes queries,
 /// attention.
 void attention(Lane& lane, const ModelConfig& config, const Batch& batch, const AttentionPlan& plan, int layer,

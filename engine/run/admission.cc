@@ -21,7 +21,15 @@ Result<int64_t> Admission::admit(int64_t tokens) {
                        "sequence{}: wait until one ends",
                        tokens, wanted, page_tokens_, promised_, pages_, sequences_, sequences_ == 1 ? "" : "s"));
   }
+  if (resident_of(wanted) > resident_pages_ - resident_) {
+    return fail(
+        ErrorCode::kBusy,
+        format("{} tokens (prompt and answer) need {} KV pages in memory at the least; {} of {} are promised to "
+               "{} other sequence{}: wait until one ends",
+               tokens, resident_of(wanted), resident_, resident_pages_, sequences_, sequences_ == 1 ? "" : "s"));
+  }
   promised_ += wanted;
+  resident_ += resident_of(wanted);
   ++sequences_;
   return wanted;
 }
@@ -29,6 +37,7 @@ Result<int64_t> Admission::admit(int64_t tokens) {
 void Admission::release(int64_t pages) {
   ENSURE(sequences_ > 0 && pages >= 0 && pages <= promised_, "only what was promised is given back");
   promised_ -= pages;
+  resident_ -= resident_of(pages);
   --sequences_;
 }
 

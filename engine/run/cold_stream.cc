@@ -43,9 +43,12 @@ Result<std::unique_ptr<ColdStream>> ColdStream::create(const model::ModelConfig&
 ColdStream::ColdStream(model::KvCache stage, storage::IoQueue queue, const storage::PageShape& shape,
                        int superblocks_per_round)
     : stage_(std::move(stage)), queue_(std::move(queue)), shape_(shape), superblocks_per_round_(superblocks_per_round) {
-  for (int page = 0; page < stage_.pages(); ++page)
-    for (int head = 0; head < shape.pieces; ++head)
-      parts_.push_back({stage_.keys(0, head, page), static_cast<size_t>(shape.piece_bytes)});
+  for (int page = 0; page < stage_.pages(); ++page) {
+    for (int head = 0; head < shape.pieces; ++head) {
+      pieces_.push_back(reinterpret_cast<std::byte*>(stage_.keys(0, head, page)));
+      parts_.push_back({pieces_.back(), static_cast<size_t>(shape.piece_bytes)});
+    }
+  }
 }
 
 void ColdStream::begin(std::vector<const storage::PageLayers*> pages) {
@@ -119,14 +122,13 @@ void ColdStream::wait(int layer, int round) {
 
 void ColdStream::verify(int layer, int round, const numa::Worker& worker) {
   const numa::Range share = worker.share(pages_in(round));
-  std::vector<std::byte*> pieces(static_cast<size_t>(shape_.pieces));
+  const size_t piece_count = static_cast<size_t>(shape_.pieces);
   for (int64_t i = share.begin; i < share.end && !failed_; ++i) {
-    const int stage_page = first_page(layer, round) + static_cast<int>(i);
-    for (int head = 0; head < shape_.pieces; ++head)
-      pieces[static_cast<size_t>(head)] = reinterpret_cast<std::byte*>(stage_.keys(0, head, stage_page));
+    const size_t stage_page = static_cast<size_t>(first_page(layer, round) + i);
     const size_t page = static_cast<size_t>(round * pages_per_round() + i);
     const uint64_t expected = pages_[page]->checksum(layer);
-    const uint64_t found = storage::layer_checksum(pieces, shape_.piece_bytes);
+    const uint64_t found =
+        storage::layer_checksum(std::span(pieces_).subspan(stage_page * piece_count, piece_count), shape_.piece_bytes);
     if (found == expected) continue;
     fail_at(page,
             {ErrorCode::kBadInput,

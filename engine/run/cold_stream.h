@@ -70,7 +70,9 @@ class ColdStream final : public model::ColdPages {
   storage::IoQueue queue_;
   storage::PageShape shape_;
   int superblocks_per_round_;
-  std::vector<iovec> parts_;  // [kStages][pages_per_round][kv_heads] where pages of a stage lie
+  // Where pages of a stage lie, for transfers and for checksums: [kStages][pages_per_round][kv_heads].
+  std::vector<iovec> parts_;
+  std::vector<std::byte*> pieces_;
   // Of the step that runs.
   std::vector<const storage::PageLayers*> pages_;
   int rounds_ = 0;

@@ -95,7 +95,7 @@ void Sequence::clear_beyond_end() {
   const int slot = static_cast<int>(length() % kernels::kLeafTokens);
   if (slot == 0) return;
   if (engine_->kv_->is_shared(pages_.back())) engine_->kv_store_->settle(true);  // it is being written
-  engine_->kv_->clear_values_from(pages_.back(), slot);
+  engine_->kv_->clear_from(pages_.back(), slot);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -177,6 +177,10 @@ Result<Sequence> Engine::start_sequence(int64_t planned_tokens) {
   return sequence;
 }
 
+namespace {
+constexpr int kMostRecomputed = 64;
+}
+
 Result<void> Engine::append(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options) {
   const int64_t total = static_cast<int64_t>(tokens.size());
   TRY(check_length(sequence, total));
@@ -190,10 +194,14 @@ Result<void> Engine::append(Sequence& sequence, std::span<const TokenId> tokens,
     const int64_t count = static_cast<int64_t>(request.tokens.size());
     if (request.logit_rows == LogitRows::kLast && done + count < total) request.logit_rows = LogitRows::kNone;
     Result<std::span<const StepLogits>> stepped = step({&request, 1});
-    if (!stepped && !lost_tokens_.empty()) {
-      // A damaged page took some tokens along: they are computed again, and then this step.
+    if (!stepped && !lost_tokens_.empty() && recomputing_ < kMostRecomputed) {
+      // A damaged page took some tokens along: they are computed again, and then this step. So are those before it that
+      // turn out to be damaged, but a disk that damages everything is left to whoever asked.
       const std::vector<TokenId> lost = std::exchange(lost_tokens_, {});
-      TRY(append(sequence, lost, {.logit_rows = LogitRows::kNone, .cancel = options.cancel}));
+      ++recomputing_;
+      const Result<void> computed = append(sequence, lost, {.logit_rows = LogitRows::kNone, .cancel = options.cancel});
+      --recomputing_;
+      TRY(computed);
       continue;
     }
     TRY_ASSIGN(const std::span<const StepLogits> logits, std::move(stepped));
@@ -324,7 +332,7 @@ Result<void> Engine::fabricate_context(Sequence& sequence, int64_t length) {
     }
   });
   const int slot = static_cast<int>(length % kernels::kLeafTokens);
-  if (pages > 0 && slot != 0) kv_->clear_values_from(sequence.pages_[first_page + pages - 1], slot);
+  if (pages > 0 && slot != 0) kv_->clear_from(sequence.pages_[first_page + pages - 1], slot);
   sequence.tokens_.resize(length);
   return {};
 }
@@ -377,6 +385,7 @@ storage::Digest128 Engine::weights_fingerprint() {
 
 void Engine::set_experts(int experts) {
   ENSURE(workspace_.has_value(), "load() comes before set_experts(): it allocates for the experts of prepare()");
+  ENSURE(kv_store_ == nullptr, "pages are stored under the experts that a sequence began with");
   ENSURE(experts >= 1 && experts <= planned_experts_, "memory is planned for the most experts per token");
   model_->set_experts_per_token(experts);
 }

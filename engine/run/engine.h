@@ -223,7 +223,8 @@ class Engine {
   const model::StepLimits& limits() const { return limits_; }
 
   /// One step of any mix of decode rows and prefill chunks. What a request gets does not depend on the others, not by
-  /// a bit. Returns the logits of each request, in order. Allocates nothing.
+  /// a bit. Returns the logits of each request, in order. Allocates nothing,
+  /// unless there is a KV store.
   /// REQUIRES: load() succeeded; 1 to limits().sequences requests for different sequences, their tokens and rows of
   /// logits within limits(); token ids are below config().vocab.
   /// Errors: kUsage (longer than the sequence was planned for); nothing was computed then. Those of
@@ -248,6 +249,9 @@ class Engine {
   /// unfinished page too and returns when all is on the disk: reuse() of just these tokens then needs no computing.
   /// Without a store, or if the disk takes no more, it does nothing.
   void save(Sequence& sequence);
+
+  /// How many of `tokens`, from the first, the KV store has for a sequence such as this, all writes done.
+  int64_t stored_tokens(const Sequence& sequence, std::span<const TokenId> tokens);
 
   /// Absent: none was asked for, or before load().
   const KvStore* kv_store() const { return kv_store_.get(); }
@@ -350,6 +354,7 @@ class Engine {
   std::vector<Sequence*> sequences_;         // all that live
   int64_t steps_ = 0;
   std::vector<TokenId> lost_tokens_;  // of the first sequence that lost some to a damaged page, in the last step
+  int recomputing_ = 0;               // what was lost, and what was lost meanwhile
   std::optional<model::Workspace> workspace_;
   std::array<StepProfile, 2> profiles_;        // by StepKind
   StepKind counted_kind_ = StepKind::kDecode;  // of the steps in the workers' counters

@@ -46,7 +46,7 @@ Result<void> Engine::plan_cold_pages(const numa::MemoryLimit& available, load::P
   request.stage_pages = ColdStream::stage_pages(nodes(), planned.model->config());
   // In a step a sequence writes to at most so many pages, and the superblock before is not complete.
   const int64_t step_pages = model::KvCache::pages_for(limits_.rows) + 2 * kSuperblockPages;
-  const int64_t least = limits_.sequences * step_pages + kSparePages;
+  const int64_t least = round_up(limits_.sequences * step_pages + 2 * kSparePages, kSuperblockPages);
   std::optional<load::PlannedModel> best;
   for (int64_t low = least, high = planned_pages_; low <= high;) {
     const int64_t middle = best ? low + (high - low) / 2 : least;
@@ -64,6 +64,10 @@ Result<void> Engine::plan_cold_pages(const numa::MemoryLimit& available, load::P
   if (!best) return {};
   planned = std::move(*best);
   limits_.cold_pages = true;
+  // What a sequence cannot have on disk is its last superblock; beside that there is what a step writes to.
+  admission_ = Admission(planned_pages_, kernels::kLeafTokens,
+                         kv_pages_ - model::KvCache::pages_for(limits_.rows) - limits_.sequences - 2 * kSparePages,
+                         kSuperblockPages);
   plan_request_ = request;
   plan_request_.limits = limits_;
   plan_request_.kv_pages = kv_pages_;
@@ -73,6 +77,9 @@ Result<void> Engine::plan_cold_pages(const numa::MemoryLimit& available, load::P
 Result<void> Engine::check_disk_room() const {
   const storage::PageStore& store = kv_store_->pages();
   TRY(storage::allow_open_files(planned_pages_ - kv_pages_));  // cold pages stay open
+  if (store.read_only())
+    return fail(ErrorCode::kPermission,
+                format("{}: --kv-tier disk writes pages there, and it takes none", store.directory().string()));
   const int64_t needed = (planned_pages_ - kv_pages_) * store.shape().file_bytes();
   const int64_t size = options_.kv_store.size_bytes;
   if (size != 0 && size < needed) {
@@ -94,27 +101,31 @@ Result<void> Engine::check_disk_room() const {
 }
 
 // Makes at least one page free: first of sequences that wait, those that have waited for longest; then of those in the
-// step, the one with most in memory.
+// step, the one with most in memory. One whose pages cannot leave memory is passed over.
 Result<void> Engine::make_room(std::span<const StepRequest> step) {
-  Sequence* chosen = nullptr;
-  const auto before = [&](const Sequence& a, const Sequence& b) {
-    const bool a_runs = is_in(step, a), b_runs = is_in(step, b);
+  std::vector<Sequence*> candidates;
+  for (Sequence* const sequence : sequences_)
+    if (sequence->length() - sequence->cold_tokens() >= model::kSuperblockTokens) candidates.push_back(sequence);
+  std::sort(candidates.begin(), candidates.end(), [&](const Sequence* a, const Sequence* b) {
+    const bool a_runs = is_in(step, *a), b_runs = is_in(step, *b);
     if (a_runs != b_runs) return b_runs;
-    return a_runs ? a.length() - a.cold_tokens() > b.length() - b.cold_tokens() : a.last_step_ < b.last_step_;
-  };
-  for (Sequence* const sequence : sequences_) {
-    if (sequence->length() - sequence->cold_tokens() < model::kSuperblockTokens) continue;
-    if (chosen == nullptr || before(*sequence, *chosen)) chosen = sequence;
+    return a_runs ? a->length() - a->cold_tokens() > b->length() - b->cold_tokens() : a->last_step_ < b->last_step_;
+  });
+  ENSURE(!candidates.empty(), "memory has room for what the sequences of a step write to");
+  Result<void> evicted;
+  for (Sequence* const sequence : candidates) {
+    evicted = evict_superblock(*sequence);
+    if (evicted) return {};
   }
-  ENSURE(chosen != nullptr, "memory has room for what the sequences of a step write to");
-  return evict_superblock(*chosen);
+  return evicted;
 }
 
 Result<void> Engine::evict_superblock(Sequence& sequence) {
   const size_t first = sequence.cold_.size();
   std::vector<storage::PageLayers> opened;
   for (size_t page = first; page < first + kSuperblockPages; ++page) {
-    auto layers = kv_store_->open_cold(sequence.chain_, sequence.tokens_, static_cast<int>(page));
+    auto layers =
+        kv_store_->open_cold(sequence.chain_, sequence.tokens_, static_cast<int>(page), sequence.pages_[page]);
     if (!layers) {
       for (size_t i = 0; i < opened.size(); ++i) kv_store_->close_cold(sequence.chain_.keys[first + i]);
       return std::unexpected(std::move(layers).error());
@@ -140,8 +151,8 @@ Result<void> Engine::bring_back(std::span<const StepRequest> step) {
         const bool others_wait = std::any_of(sequences_.begin(), sequences_.end(), [&](const Sequence* other) {
           return !is_in(step, *other) && other->length() - other->cold_tokens() >= model::kSuperblockTokens;
         });
-        if (!others_wait) return {};
-        TRY(make_room(step));
+        // What cannot leave memory stays, and so does what is on disk.
+        if (!others_wait || !make_room(step)) return {};
       }
       const size_t first = sequence.cold_.size() - kSuperblockPages;
       std::vector<int> pages;

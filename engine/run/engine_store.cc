@@ -26,6 +26,7 @@ Result<void> Engine::open_kv_store() {
 
 Result<ReusedTokens> Engine::reuse(Sequence& sequence, std::span<const TokenId> tokens, const AppendOptions& options) {
   ENSURE(kv_.has_value(), "load() comes before sequences");
+  tokens = tokens.first(std::min(tokens.size(), static_cast<size_t>(sequence.planned_tokens())));
   const auto [own_end, tokens_end] =
       std::mismatch(sequence.tokens().begin(), sequence.tokens().end(), tokens.begin(), tokens.end());
   sequence.truncate(tokens_end - tokens.begin());
@@ -38,14 +39,15 @@ Result<ReusedTokens> Engine::reuse(Sequence& sequence, std::span<const TokenId> 
   const int64_t stored =
       first + kv_store_->stored_tokens(sequence.chain_, tokens, static_cast<int>(first / kernels::kLeafTokens));
   if (stored <= sequence.length()) return reused;
-  TRY(check_length(sequence, stored - sequence.length()));
   sequence.truncate(first);
   reused.memory = first;
   for (int64_t begin = first; begin < stored;) {
     if (options.cancel != nullptr && options.cancel->load(std::memory_order_relaxed))
       return fail(ErrorCode::kInterrupted, format("interrupted after {} of {} tokens", begin - first, stored - first));
-    const int64_t end = std::min(begin + kReadTokens, stored);
-    TRY(take_pages(sequence, end, {}));
+    // Where pages may have to leave memory for these, few at a time.
+    const int64_t end = std::min(begin + (cold_stream_ ? int64_t{model::kSuperblockTokens} : kReadTokens), stored);
+    const StepRequest self{&sequence, {}, LogitRows::kNone};
+    TRY(take_pages(sequence, end, {&self, 1}));
     const int first_page = static_cast<int>(begin / kernels::kLeafTokens);
     const std::span<const int> pages = std::span<const int>(sequence.pages_).subspan(static_cast<size_t>(first_page));
     const int64_t good = kv_store_->read(sequence.chain_, tokens.first(static_cast<size_t>(end)), first_page, pages);
@@ -74,8 +76,17 @@ void Engine::store_pages(std::span<const StepRequest> requests) {
     kv_store_->write(request.sequence->chain_, request.sequence->tokens_, request.sequence->pages_, false);
 }
 
+int64_t Engine::stored_tokens(const Sequence& sequence, std::span<const TokenId> tokens) {
+  if (!kv_store_) return 0;
+  kv_store_->settle(true);
+  return kv_store_->stored_tokens({sequence.chain_.root, {}}, tokens, 0);
+}
+
 void Engine::save(Sequence& sequence) {
   if (!kv_store_) return;
+  // What an earlier sequence left behind the end is nobody's business.
+  const int slot = static_cast<int>(sequence.length() % kernels::kLeafTokens);
+  if (slot != 0 && !kv_->is_shared(sequence.pages_.back())) kv_->clear_from(sequence.pages_.back(), slot);
   kv_store_->write(sequence.chain_, sequence.tokens(), sequence.pages_, true);
   kv_store_->settle(true);
 }

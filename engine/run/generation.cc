@@ -100,6 +100,8 @@ Result<GenerationResult> generate(Engine& engine, const checkpoint::Tokenizer& t
   const auto started = std::chrono::steady_clock::now();
   append.progress = events.restore;
   Result<ReusedTokens> reused = engine.reuse(sequence, prompt.first(prompt.size() - 1), append);
+  result.restore_seconds = seconds_since(started);
+  const auto prefill_started = std::chrono::steady_clock::now();
   Result<void> appended;
   if (reused) {
     result.reused = *reused;
@@ -109,7 +111,8 @@ Result<GenerationResult> generate(Engine& engine, const checkpoint::Tokenizer& t
     appended = std::unexpected(reused.error());
   }
   result.prefilled_tokens = std::min(sequence.length(), result.prompt_tokens);
-  result.prefill_seconds = seconds_since(started);
+  result.prefill_seconds = seconds_since(prefill_started);
+  if (result.prefilled_tokens < result.prompt_tokens) result.stored_tokens = engine.stored_tokens(sequence, prompt);
 
   const auto decode_started = std::chrono::steady_clock::now();
   append.progress = nullptr;

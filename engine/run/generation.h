@@ -50,7 +50,9 @@ struct GenerationResult {
   ReusedTokens reused;           ///< of the prompt, not computed
   int64_t prefilled_tokens = 0;  ///< of the prompt, in the sequence at the end: all but for an interruption
   int64_t decoded_tokens = 0;    ///< decode steps: answer tokens after the first
-  double prefill_seconds = 0;
+  int64_t stored_tokens = 0;     ///< of the prompt, that the KV store has, if it was interrupted before its end
+  double restore_seconds = 0;    ///< to find and read what was reused
+  double prefill_seconds = 0;    ///< to compute the rest
   double decode_seconds = 0;
 };
 

@@ -114,22 +114,39 @@ void KvStore::write(PageChain& chain, std::span<const TokenId> tokens, std::span
   for (int page = first; page < end; ++page) {
     const int cache_page = pages[static_cast<size_t>(page)];
     kv_->retain(cache_page);
-    store_->write(content(chain, tokens, page, cache_page), cache_page);
+    storage::PageContent page_content = content(chain, tokens, page, cache_page);
+    store_->write(std::move(page_content), std::span(chain.keys).first(static_cast<size_t>(page)), cache_page);
   }
 }
 
-Result<storage::PageLayers> KvStore::open_cold(const PageChain& chain, std::span<const TokenId> tokens, int page) {
-  const storage::PageKey& key = chain.keys[static_cast<size_t>(page)];
-  if (!store_->contains(key)) settle(true);
-  if (!store_->contains(key))
-    return fail(
-        ErrorCode::kRuntime,
-        format("{}: the KV store did not keep page {} of a sequence, so it cannot leave memory: make room for it "
-               "on the disk, or give a larger --kv-store-size",
-               store_->directory().string(), page));
-  TRY_ASSIGN(storage::PageLayers layers,
-             storage::PageLayers::open(store_->path(key), store_->shape(), key, tokens_of_page(tokens, page)));
+Result<storage::PageLayers> KvStore::open_cold(PageChain& chain, std::span<const TokenId> tokens, int page,
+                                               int cache_page) {
+  const storage::PageKey key = chain.keys[static_cast<size_t>(page)];
   store_->pin(key);
+  if (!store_->contains(key)) settle(true);
+  const auto open = [&] {
+    return storage::PageLayers::open(store_->path(key), store_->shape(), key, tokens_of_page(tokens, page));
+  };
+  Result<storage::PageLayers> layers = fail(ErrorCode::kNotFound, "not in the store");
+  if (store_->contains(key)) layers = open();
+  if (layers) return layers;
+  const ErrorCode code = layers.error().code;
+  if (code == ErrorCode::kBadInput || code == ErrorCode::kNotFound) {
+    if (store_->contains(key)) store_->remove_damaged(key, layers.error().message);
+    kv_->retain(cache_page);
+    store_->write(content(chain, tokens, page, cache_page), std::span(chain.keys).first(static_cast<size_t>(page)),
+                  cache_page);
+    settle(true);
+    if (store_->contains(key)) {
+      layers = open();
+    } else {
+      layers = fail(ErrorCode::kRuntime,
+                    format("{}: the KV store did not keep page {} of a sequence, so it cannot leave memory: make room "
+                           "for it on the disk, or give a larger --kv-store-size",
+                           store_->directory().string(), page));
+    }
+  }
+  if (!layers) store_->unpin(key);
   return layers;
 }
 

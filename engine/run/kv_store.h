@@ -64,10 +64,11 @@ class KvStore {
   /// Releases pages of the cache whose writes have ended; `wait`: until all have.
   void settle(bool wait);
 
-  /// Opens complete page `page` of a sequence to be read layer by layer instead of from the cache, and pins it.
-  /// REQUIRES: it is one of the chain's. Errors: kRuntime (the store does not have it: its disk is full or failing), of
+  /// Opens complete page `page` of a sequence, which is in page `cache_page` of the cache, to be read layer by layer
+  /// from disk instead, and pins it. If the store does not have it, or it is damaged, it is written again first.
+  /// REQUIRES: it is one of the chain's. Errors: kRuntime (the store does not keep it: its disk is full or failing), of
   /// storage::PageLayers::open.
-  Result<storage::PageLayers> open_cold(const PageChain& chain, std::span<const TokenId> tokens, int page);
+  Result<storage::PageLayers> open_cold(PageChain& chain, std::span<const TokenId> tokens, int page, int cache_page);
   /// It is not read that way any more.
   void close_cold(const storage::PageKey& key) { store_->unpin(key); }
   /// A cold page turned out to be damaged: it is reported and removed.

@@ -1,6 +1,7 @@
 #include "engine/storage/page_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -134,10 +135,18 @@ std::vector<iovec> parts_of(const PageShape& shape, const PageContent& page, Pag
   return parts;
 }
 
+// 0 or errno.
+template <typename Sync>
+int synced(Sync&& sync) {
+  while (sync() != 0)
+    if (errno != EINTR) return errno;
+  return 0;
+}
+
 int sync_directory(const std::filesystem::path& directory) {
   const int descriptor = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (descriptor < 0) return errno;
-  const int error = ::fsync(descriptor) == 0 ? 0 : errno;
+  const int error = synced([&] { return ::fsync(descriptor); });
   ::close(descriptor);
   return error;
 }
@@ -148,7 +157,7 @@ int write_all(const DirectFile& file, const std::vector<iovec>& parts) {
         return ::pwritev(file.descriptor(), now, count, at);
       }))
     return error;
-  return ::fdatasync(file.descriptor()) == 0 ? 0 : errno;
+  return synced([&] { return ::fdatasync(file.descriptor()); });
 }
 
 Result<DirectFile> open_page(const std::filesystem::path& path, const PageShape& shape) {
@@ -195,8 +204,11 @@ Result<void> write_page_file(const std::filesystem::path& path, const PageShape&
   fill_header(shape, page, header.data());
   const std::filesystem::path temporary = path.string() + kTemporarySuffix;
   ::unlink(temporary.c_str());
-  full = false;
-  TRY_ASSIGN(const DirectFile file, DirectFile::open(temporary, FileAccess::kCreate));
+  Result<DirectFile> created = DirectFile::open(temporary, FileAccess::kCreate);
+  full = !created && (errno == ENOSPC || errno == EDQUOT);
+  if (!created) return std::unexpected(std::move(created).error());
+  const DirectFile& file = *created;
+  ::fchmod(file.descriptor(), 0600);  // what people ask is in it
   int error = write_all(file, parts_of(shape, page, header));
   if (error == 0 && ::rename(temporary.c_str(), path.c_str()) != 0) error = errno;
   if (error == 0) error = sync_directory(path.parent_path());

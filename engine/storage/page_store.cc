@@ -1,8 +1,10 @@
 #include "engine/storage/page_store.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -50,6 +52,51 @@ std::optional<PageKey> parse_key(std::string_view name) {
   return key;
 }
 
+// When a page was last used.
+void set_time(const fs::path& path, int64_t ns) {
+  constexpr int64_t kSecond = 1'000'000'000;
+  const timespec times[] = {{0, UTIME_OMIT}, {static_cast<time_t>(ns / kSecond), static_cast<long>(ns % kSecond)}};
+  ::utimensat(AT_FDCWD, path.c_str(), times, 0);
+}
+
+bool holds_nothing(const fs::path& directory) {
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory, error))
+    if (entry.path().filename() != "lost+found") return false;  // which new file systems begin with
+  return !error;
+}
+
+// That the directory is a store of this version, or a new one.
+Result<void> check_format(const fs::path& directory) {
+  const fs::path file = directory / kFormatFile;
+  const int descriptor = ::open(file.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor >= 0) {
+    char text[256];
+    const ssize_t got = ::read(descriptor, text, sizeof(text));
+    ::close(descriptor);
+    if (std::string_view(text, static_cast<size_t>(std::max<ssize_t>(got, 0))) == kFormatText) return {};
+    return fail(ErrorCode::kBadInput, format("{}: expected '{}': another version or no KV store of cpuinfer; give "
+                                             "another directory, or remove this one",
+                                             file.string(), kFormatText.substr(0, kFormatText.size() - 1)));
+  }
+  if (errno != ENOENT) return failure(file, "cannot be read", errno);
+  const fs::path temporary = file.string() + kTemporarySuffix;
+  ::unlink(temporary.c_str());
+  if (!holds_nothing(directory))
+    return fail(ErrorCode::kBadInput, format("{}: is not empty and no KV store (it has no file {}); give another "
+                                             "directory",
+                                             directory.string(), kFormatFile));
+  const int made = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  const bool written =
+      made >= 0 && ::write(made, kFormatText.data(), kFormatText.size()) == static_cast<ssize_t>(kFormatText.size()) &&
+      ::fsync(made) == 0 && ::rename(temporary.c_str(), file.c_str()) == 0;
+  const int error = errno;
+  if (made >= 0) ::close(made);
+  if (written) return {};
+  ::unlink(temporary.c_str());
+  return failure(file, "cannot make a KV store", error);
+}
+
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -65,15 +112,34 @@ Result<std::unique_ptr<PageStore>> PageStore::open(const PageStoreOptions& optio
   std::unique_ptr<PageStore> store(new PageStore(options));
   TRY(store->prepare_directory());
   store->scan();
-  for (int i = 0; i < kThreads; ++i) store->threads_.emplace_back([&self = *store] { self.work(); });
+  TRY(store->start_threads());
   return store;
+}
+
+Result<void> PageStore::start_threads() {
+  // Signals are for the threads that expect them.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  std::string reason;
+  try {
+    for (int i = 0; i < kThreads; ++i) threads_.emplace_back([this] { work(); });
+  } catch (const std::system_error& error) {
+    reason = error.what();
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  // Some threads do the work of all, only with fewer pages at a time.
+  if (threads_.empty()) return fail(ErrorCode::kRuntime, format("no thread for the KV store can be had: {}", reason));
+  return {};
 }
 
 Result<void> PageStore::prepare_directory() {
   const fs::path& directory = options_.directory;
   std::error_code error;
-  fs::create_directories(directory, error);
+  const bool made = fs::create_directories(directory, error);
   if (error) return failure(directory, "cannot make the directory of the KV store", error.value());
+  // What people ask is in it.
+  if (made) fs::permissions(directory, fs::perms::owner_all, error);
   lock_ = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (lock_ < 0) return failure(directory, "cannot open the directory of the KV store", errno);
   if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
@@ -82,34 +148,11 @@ Result<void> PageStore::prepare_directory() {
                                             "directory",
                                             directory.string()));
   }
-
-  const fs::path format_file = directory / kFormatFile;
-  const int descriptor = ::open(format_file.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor >= 0) {
-    char text[256];
-    const ssize_t got = ::read(descriptor, text, sizeof(text));
-    ::close(descriptor);
-    if (std::string_view(text, static_cast<size_t>(std::max<ssize_t>(got, 0))) != kFormatText)
-      return fail(ErrorCode::kBadInput, format("{}: expected '{}': another version or no KV store of cpuinfer; give "
-                                               "another directory, or remove this one",
-                                               format_file.string(), kFormatText.substr(0, kFormatText.size() - 1)));
-  } else if (!fs::is_empty(directory, error)) {
-    return fail(ErrorCode::kBadInput, format("{}: is not empty and no KV store (it has no file {}); give another "
-                                             "directory",
-                                             directory.string(), kFormatFile));
-  } else {
-    const int made = ::open(format_file.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    const bool written =
-        made >= 0 &&
-        ::write(made, kFormatText.data(), kFormatText.size()) == static_cast<ssize_t>(kFormatText.size()) &&
-        ::fsync(made) == 0;
-    const int write_error = errno;
-    if (made >= 0) ::close(made);
-    if (!written) {
-      ::unlink(format_file.c_str());
-      return failure(format_file, "cannot make a KV store", write_error);
-    }
-  }
+  struct stat status;
+  if (::fstat(lock_, &status) == 0 && (status.st_mode & (S_IWGRP | S_IWOTH)) != 0)
+    log_warn("{}: others may write to this KV store, and could plant pages: chmod 700 keeps them out",
+             directory.string());
+  TRY(check_format(directory));
   fs::create_directory(directory / "pages", error);
   if (error || ::access((directory / "pages").c_str(), W_OK) != 0)
     stop_writing(format("{} cannot be written to: {}", (directory / "pages").string(),
@@ -125,7 +168,9 @@ void PageStore::scan() {
   };
   std::vector<Found> found;
   std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(options_.directory / "pages", error)) {
+  fs::directory_iterator entries(options_.directory / "pages", error);
+  for (; !error && entries != fs::directory_iterator(); entries.increment(error)) {
+    const fs::directory_entry& entry = *entries;
     const std::string name = entry.path().filename().string();
     if (name.ends_with(kTemporarySuffix)) {
       if (!read_only_) ::unlink(entry.path().c_str());
@@ -139,9 +184,20 @@ void PageStore::scan() {
   std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
     return std::pair(a.used.tv_sec, a.used.tv_nsec) < std::pair(b.used.tv_sec, b.used.tv_nsec);
   });
+  if (error)
+    log_warn("{}: cannot be listed: {}; pages there are not found", (options_.directory / "pages").string(),
+             error.message());
   const std::scoped_lock lock(mutex_);
-  for (const Found& page : found) add(page.key, page.bytes, true);
-  if (!read_only_) make_room(0);
+  for (const Found& page : found) add(page.key, page.bytes, true, order_.end());
+  limit_bytes_ = options_.size_bytes;
+  if (limit_bytes_ == 0) {
+    struct statvfs disk;
+    limit_bytes_ = INT64_MAX;
+    if (::statvfs(options_.directory.c_str(), &disk) == 0)
+      limit_bytes_ =
+          statistics_.bytes + static_cast<int64_t>(disk.f_bavail) / 20 * 19 * static_cast<int64_t>(disk.f_frsize);
+  }
+  if (!read_only_) make_room(nullptr);
 }
 
 PageStore::~PageStore() {
@@ -158,22 +214,25 @@ PageStore::~PageStore() {
 // ---------------------------------------------------------------------------------------------------------------------
 // The index
 
-bool PageStore::contains(const PageKey& key) const {
+bool PageStore::contains(const PageKey& key) {
   const std::scoped_lock lock(mutex_);
   return is_ready(key);
 }
 
-bool PageStore::is_ready(const PageKey& key) const {
+// Whether it can be read. A file that was cut short is dropped here, before anybody relies on it.
+bool PageStore::is_ready(const PageKey& key) {
   const auto entry = entries_.find(key);
-  return entry != entries_.end() && entry->second.ready;
+  if (entry == entries_.end() || !entry->second.ready) return false;
+  const int64_t expected = options_.shape.file_bytes();
+  if (entry->second.bytes == expected) return true;
+  drop(key, format("{}: is {} bytes long, expected {}", path(key).string(), entry->second.bytes, expected));
+  return false;
 }
 
 fs::path PageStore::path(const PageKey& key) const { return options_.directory / "pages" / key.hex(); }
 
-void PageStore::add(const PageKey& key, int64_t bytes, bool ready) {
-  if (entries_.contains(key)) erase(key);
-  order_.push_back(key);
-  entries_[key] = {bytes, std::prev(order_.end()), ready};
+void PageStore::add(const PageKey& key, int64_t bytes, bool ready, Order::iterator where) {
+  entries_[key] = {bytes, order_.insert(where, key), ready};
   ++statistics_.pages;
   statistics_.bytes += bytes;
 }
@@ -182,7 +241,16 @@ void PageStore::touch(const PageKey& key) {
   const auto entry = entries_.find(key);
   if (entry == entries_.end()) return;
   order_.splice(order_.end(), order_, entry->second.place);
-  if (!read_only_) ::utimensat(AT_FDCWD, path(key).c_str(), nullptr, 0);
+  if (entry->second.ready) mark_used(key);
+}
+
+// On disk, for the next process.
+void PageStore::mark_used(const PageKey& key) {
+  const int64_t now =
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  last_use_ns_ = std::max(now, last_use_ns_ + 1);
+  if (read_only_) return;
+  set_time(path(key), last_use_ns_);
 }
 
 void PageStore::erase(const PageKey& key) {
@@ -194,8 +262,10 @@ void PageStore::erase(const PageKey& key) {
   entries_.erase(entry);
 }
 
-bool PageStore::evict_one() {
+// What comes behind the newcomer has been used later, or is what it is of use with.
+bool PageStore::evict_one(const PageKey* newcomer) {
   for (const PageKey& key : order_) {
+    if (newcomer != nullptr && key == *newcomer) return false;
     if (pins_.contains(key)) continue;
     ::unlink(path(key).c_str());
     erase(PageKey(key));
@@ -205,10 +275,9 @@ bool PageStore::evict_one() {
   return false;
 }
 
-bool PageStore::make_room(int64_t bytes) {
-  if (options_.size_bytes == 0) return true;
-  while (statistics_.bytes + bytes > options_.size_bytes)
-    if (!evict_one()) return false;
+bool PageStore::make_room(const PageKey* newcomer) {
+  while (statistics_.bytes > limit_bytes_)
+    if (!evict_one(newcomer)) return false;
   return true;
 }
 
@@ -231,10 +300,19 @@ void PageStore::unpin(const PageKey& key) {
 
 void PageStore::remove_damaged(const PageKey& key, const std::string& reason) {
   const std::scoped_lock lock(mutex_);
+  drop(key, reason);
+}
+
+void PageStore::drop(const PageKey& key, const std::string& reason) {
   log_warn("the KV store drops a page, which will be computed again: {}", reason);
   if (!read_only_) ::unlink(path(key).c_str());
   erase(key);
   ++statistics_.damaged_pages;
+}
+
+bool PageStore::read_only() const {
+  const std::scoped_lock lock(mutex_);
+  return read_only_;
 }
 
 PageStoreStatistics PageStore::statistics() const {
@@ -256,9 +334,12 @@ void PageStore::work() {
     Job job = std::move(jobs_.front());
     jobs_.pop_front();
     lock.unlock();
-    job.good != nullptr ? do_read(job, header) : do_write(job, header);
+    if (job.read != nullptr)
+      *job.read = read_page_file(path(job.page.key), options_.shape, job.page, header);
+    else
+      do_write(job, header);
     lock.lock();
-    if (job.good != nullptr) {
+    if (job.read != nullptr) {
       --reading_;
     } else {
       ended_.push_back(job.tag);
@@ -268,82 +349,91 @@ void PageStore::work() {
   }
 }
 
-void PageStore::do_read(Job& job, PageHeader& header) {
-  const Result<void> read = read_page_file(path(job.page.key), options_.shape, job.page, header);
-  *job.good = read.has_value();
-  if (!read) *job.error = read.error().message;
-}
-
 int64_t PageStore::read(std::span<const PageContent> pages) {
   const Clock::time_point start = Clock::now();
-  std::unique_ptr<bool[]> good(new bool[pages.size()]());
-  std::vector<std::string> errors(pages.size());
+  std::vector<Result<void>> results(pages.size());
   std::unique_lock lock(mutex_);
   for (size_t i = 0; i < pages.size(); ++i) {
     if (!is_ready(pages[i].key)) {
       pages = pages.first(i);
       break;
     }
-    jobs_.push_back({pages[i], 0, &good[i], &errors[i]});
+    jobs_.push_back({pages[i], 0, &results[i]});
     ++reading_;
   }
   work_.notify_all();
   done_.wait(lock, [&] { return reading_ == 0; });
-  const int64_t count = std::find(good.get(), good.get() + pages.size(), false) - good.get();
+  size_t count = 0;
+  while (count < pages.size() && results[count]) ++count;
   // Last to first: of pages that follow each other the later ones are evicted earlier, as they are of no use alone.
-  for (int64_t i = count - 1; i >= 0; --i) touch(pages[static_cast<size_t>(i)].key);
-  statistics_.read_pages += count;
-  statistics_.read_bytes += count * options_.shape.file_bytes();
+  for (size_t i = count; i-- > 0;) touch(pages[i].key);
+  statistics_.read_pages += static_cast<int64_t>(count);
+  statistics_.read_bytes += static_cast<int64_t>(count) * options_.shape.file_bytes();
   statistics_.read_seconds += seconds_since(start);
   lock.unlock();
-  for (size_t i = 0; i < pages.size(); ++i)
-    if (!good[i]) remove_damaged(pages[i].key, errors[i]);
-  return count;
+  for (size_t i = 0; i < pages.size(); ++i) {
+    if (results[i]) continue;
+    const Error& error = results[i].error();
+    if (error.code == ErrorCode::kBadInput || error.code == ErrorCode::kNotFound)
+      remove_damaged(pages[i].key, error.message);
+    else if (i == count)
+      log_warn("a page of the KV store cannot be read, and is computed: {}", error.message);
+  }
+  return static_cast<int64_t>(count);
 }
 
-void PageStore::write(PageContent page, int tag) {
+void PageStore::write(PageContent page, std::span<const PageKey> before, int tag) {
   const std::scoped_lock lock(mutex_);
-  if (read_only_ || entries_.contains(page.key)) {
+  // Without the page before it nobody finds it.
+  const bool is_lost = !before.empty() && !entries_.contains(before.back());
+  if (read_only_ || is_lost || is_ready(page.key) || entries_.contains(page.key)) {
     touch(page.key);
+    for (size_t i = before.size(); i-- > 0;) touch(before[i]);
     ended_.push_back(tag);
     return;
   }
+  // In order just before its parent; its bytes count from now on, so that writes at the same time keep within the size.
+  mark_used(page.key);  // its time, given to the file when it is written
+  const int64_t used_ns = last_use_ns_;
+  for (size_t i = before.size(); i-- > 0;) touch(before[i]);
+  add(page.key, options_.shape.file_bytes(), false,
+      before.empty() ? order_.end() : entries_.find(before.back())->second.place);
+  if (!make_room(&page.key)) {
+    erase(page.key);
+    if (!std::exchange(warned_of_pins_, true))
+      log_warn(
+          "the KV store is full ({}) of pages that are in use, or that come before those that it does not keep now: "
+          "a larger --kv-store-size would keep them",
+          format_bytes(limit_bytes_));
+    ended_.push_back(tag);
+    return;
+  }
+  ++pins_[page.key];
   if (writing_++ == 0) writing_since_ = Clock::now();
-  jobs_.push_back({std::move(page), tag});
+  jobs_.push_back({.page = std::move(page), .tag = tag, .read = nullptr, .used_ns = used_ns});
   work_.notify_one();
 }
 
 void PageStore::do_write(Job& job, PageHeader& header) {
-  const int64_t bytes = options_.shape.file_bytes();
-  const PageKey key = job.page.key;
-  for (;;) {
-    {
-      const std::scoped_lock lock(mutex_);
-      if (read_only_) return;
-      if (!make_room(bytes)) {
-        if (!std::exchange(warned_of_pins_, true))
-          log_warn(
-              "the KV store is full of pages that are in use ({}): others are not kept; a larger --kv-store-size "
-              "would keep them",
-              format_bytes(options_.size_bytes));
-        return;
-      }
-      add(key, bytes, false);  // counts from now on, so that writes at the same time keep within the size
-      ++pins_[key];
-    }
+  const PageKey& key = job.page.key;
+  bool again = true;
+  while (again) {
     bool full = false;
     const Result<void> written = write_page_file(path(key), options_.shape, job.page, header, full);
     const std::scoped_lock lock(mutex_);
-    if (--pins_[key] == 0) pins_.erase(key);
     if (written) {
-      entries_[key].ready = true;
+      entries_.find(key)->second.ready = true;
       ++statistics_.written_pages;
-      statistics_.written_bytes += bytes;
-      return;
+      statistics_.written_bytes += options_.shape.file_bytes();
+      set_time(path(key), job.used_ns);
+      again = false;
+    } else if (read_only_ || !full || !evict_one(&key)) {
+      // A full disk may have room once an old page is gone.
+      stop_writing(written.error().message);
+      erase(key);
+      again = false;
     }
-    erase(key);
-    // A full disk may have room once an old page is gone.
-    if (!full || !evict_one()) return stop_writing(written.error().message);
+    if (!again && --pins_[key] == 0) pins_.erase(key);
   }
 }
 

@@ -30,7 +30,7 @@ namespace cpuinfer::storage {
 
 struct PageStoreOptions {
   std::filesystem::path directory;  ///< is made if it is not there
-  int64_t size_bytes = 0;           ///< the most that all pages may take; 0: as much as the disk has
+  int64_t size_bytes = 0;           ///< the most that all pages may take; 0: 95 % of what the disk has
   PageShape shape;                  ///< of the pages that are read and written; others of the directory only count
 };
 
@@ -57,17 +57,20 @@ class PageStore {
 
   const PageShape& shape() const { return options_.shape; }
   const std::filesystem::path& directory() const { return options_.directory; }
-  bool contains(const PageKey& key) const;
+  bool contains(const PageKey& key);
   std::filesystem::path path(const PageKey& key) const;
 
-  /// Reads pages, several at a time; how many of them, from the first on, are there and good. A page that is damaged
-  /// is reported, removed, and ends the count. The last use of the good ones is now.
+  /// Reads pages that follow each other, several at a time; how many of them, from the first on, are there and good.
+  /// One that is damaged is reported and removed, one that cannot be read is reported; either ends the count. The last
+  /// use of the good ones is now.
   int64_t read(std::span<const PageContent> pages);
 
-  /// Begins to write a page, which must not change until collect() names its tag. Makes room by evicting pages that
-  /// have not been used for longest; does nothing (the tag comes back all the same) if it is there, or if all others
-  /// are pinned. A disk that fails or is full is reported once, and then left alone.
-  void write(PageContent page, int tag);
+  /// Begins to write a page, which must not change until collect() names its tag. `before`: the keys of the pages
+  /// before it, from the first on, whose last use is now too: a page is of use only with all of them, so it is evicted
+  /// before they are. Makes room by evicting pages that have not been used for longest. Does nothing (the tag comes
+  /// back all the same) if it is there or on its way, if the page before it is not, or if only pages that are pinned,
+  /// or are before it, could make room. A disk that fails or is full is reported once, and then left alone.
+  void write(PageContent page, std::span<const PageKey> before, int tag);
   /// Appends the tags of writes that have ended since the last call.
   void collect(std::vector<int>& tags);
   /// Until no write is in flight.
@@ -78,6 +81,9 @@ class PageStore {
   void unpin(const PageKey& key);
   /// A page turned out to be damaged: it is removed and counted. `reason` is part of the warning.
   void remove_damaged(const PageKey& key, const std::string& reason);
+
+  /// Whether it takes no more pages, because its disk is read-only, full or failing.
+  bool read_only() const;
 
   PageStoreStatistics statistics() const;
 
@@ -90,27 +96,30 @@ class PageStore {
   };
   struct Job {
     PageContent page;
-    int tag = 0;           // of a write
-    bool* good = nullptr;  // of a read: where its outcome goes; nullptr: a write
-    std::string* error = nullptr;
+    int tag = 0;                   // of a write
+    Result<void>* read = nullptr;  // of a read: where its outcome goes; nullptr: a write
+    int64_t used_ns = 0;           // of a write: the file's time
   };
 
   explicit PageStore(const PageStoreOptions& options) : options_(options) {}
   Result<void> prepare_directory();
   void scan();
   void work();
+  Result<void> start_threads();
   void do_write(Job& job, PageHeader& header);
-  void do_read(Job& job, PageHeader& header);
   // With mutex_ held:
-  void add(const PageKey& key, int64_t bytes, bool ready);
-  bool is_ready(const PageKey& key) const;
+  void add(const PageKey& key, int64_t bytes, bool ready, Order::iterator where);
+  bool is_ready(const PageKey& key);
+  void drop(const PageKey& key, const std::string& reason);
   void touch(const PageKey& key);
   void erase(const PageKey& key);
-  bool evict_one();
-  bool make_room(int64_t bytes);
+  void mark_used(const PageKey& key);
+  bool evict_one(const PageKey* newcomer);
+  bool make_room(const PageKey* newcomer);
   void stop_writing(const std::string& why);
 
   PageStoreOptions options_;
+  int64_t limit_bytes_ = 0;
   int lock_ = -1;  // the directory, locked
   mutable std::mutex mutex_;
   std::condition_variable work_, done_;
@@ -124,6 +133,7 @@ class PageStore {
   Order order_;  // the least recently used first
   PageStoreStatistics statistics_;
   std::chrono::steady_clock::time_point writing_since_;
+  int64_t last_use_ns_ = 0;  // of the system's clock; every use gets a later time
   std::vector<std::thread> threads_;
 };
 

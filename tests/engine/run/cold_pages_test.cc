@@ -11,7 +11,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr int64_t kContext = 12 * 1024;
+constexpr int64_t kContext = 16 * 1024;
 
 EngineOptions plain_options(int nodes = 1) {
   EngineOptions options;
@@ -57,7 +57,7 @@ TEST_CASE("a context larger than memory gives the bits of one that fits") {
   for (const int nodes : {1, 2, 3}) {
     CAPTURE(nodes);
     Directory directory;
-    const EngineOptions options = small_memory(plain_options(nodes), directory.store(), 24);
+    const EngineOptions options = small_memory(plain_options(nodes), directory.store(), 30);
     const auto engine = loaded_engine(options);
     REQUIRE(engine->memory_tokens() < 9000);
     Sequence sequence = started(*engine);
@@ -72,7 +72,7 @@ TEST_CASE("a context larger than memory gives the bits of one that fits") {
   }
   // A prompt that the store has, in another process.
   Directory directory;
-  const EngineOptions options = small_memory(plain_options(), directory.store(), 24);
+  const EngineOptions options = small_memory(plain_options(), directory.store(), 30);
   answer_once(options, tokens);
   const Answer stored = answer_once(options, tokens);
   CHECK(stored.reused.store == 35 * kPage);
@@ -99,8 +99,8 @@ TEST_CASE("waiting sequences make room and come back when they are scheduled") {
   }
   Directory directory;
   plain.sequences = 3;
-  plain.kv_tokens = 3 * 6144;
-  const auto engine = loaded_engine(small_memory(plain, directory.store(), 44));
+  plain.kv_tokens = 3 * 8192;
+  const auto engine = loaded_engine(small_memory(plain, directory.store(), 52));
   REQUIRE(engine->cold_stream() != nullptr);
   std::vector<Sequence> sequences;
   for (int i = 0; i < 3; ++i) {
@@ -136,7 +136,7 @@ TEST_CASE("a cold page that is damaged is reported and computed again") {
   const std::vector<TokenId> tokens = tokens_up_to(9000), longer = tokens_up_to(9010);
   const Answer expected = answer_once(plain_options(), longer);
   Directory directory;
-  const auto engine = loaded_engine(small_memory(plain_options(), directory.store(), 24));
+  const auto engine = loaded_engine(small_memory(plain_options(), directory.store(), 30));
   Sequence sequence = started(*engine);
   answer(*engine, sequence, tokens);
   REQUIRE(sequence.cold_tokens() >= 2048);
@@ -152,10 +152,60 @@ TEST_CASE("a cold page that is damaged is reported and computed again") {
   CHECK(directory.warnings.find("will be computed again") != std::string::npos);
 }
 
+TEST_CASE("a store with just the room that is asked for is enough") {
+  const std::vector<TokenId> tokens = tokens_up_to(16'000);
+  const Answer expected = answer_once(plain_options(), tokens);
+  Directory directory;
+  EngineOptions options = small_memory(plain_options(), directory.store(), 30);
+  const auto planned = Engine::prepare(options);
+  REQUIRE(planned);
+  const int64_t cold_pages = (kContext - (*planned)->memory_tokens()) / kPage;
+  options.kv_store.size_bytes = cold_pages * KvStore::shape((*planned)->config()).file_bytes();
+  CHECK(same(answer_once(options, tokens), expected));
+}
+
+TEST_CASE("pages that were damaged before they left memory are written again") {
+  const std::vector<TokenId> tokens = tokens_up_to(9000);
+  const Answer expected = answer_once(plain_options(), tokens);
+  Directory directory;
+  const EngineOptions options = small_memory(plain_options(), directory.store(), 30);
+  answer_once(options, tokens);
+  for (const fs::path& page : directory.pages()) fs::resize_file(page, 8192);
+  CHECK(same(answer_once(options, tokens), expected));
+  CHECK(directory.warnings.find("is 8192 bytes long") != std::string::npos);
+  directory.warnings.clear();
+  CHECK(same(answer_once(options, tokens), expected));
+  CHECK(directory.warnings.empty());
+}
+
+TEST_CASE("sequences that are too many for memory have to wait, however short they are") {
+  Directory directory;
+  EngineOptions options = plain_options();
+  options.sequences = 2;
+  const auto engine = loaded_engine(small_memory(options, directory.store(), 52));
+  REQUIRE(engine->cold_stream() != nullptr);
+  std::vector<Sequence> sequences;
+  const std::vector<TokenId> tokens = tokens_up_to(1000);
+  for (;;) {
+    auto sequence = engine->start_sequence(1000);
+    if (!sequence) {
+      CHECK(sequence.error().code == ErrorCode::kBusy);
+      CHECK(sequence.error().message.find("KV pages in memory at the least") != std::string::npos);
+      break;
+    }
+    sequences.push_back(std::move(*sequence));
+    REQUIRE(sequences.size() < 24);
+    REQUIRE(engine->append(sequences.back(), tokens, {}));
+  }
+  CHECK(sequences.size() > 2);
+  sequences.pop_back();
+  CHECK(engine->start_sequence(1000));
+}
+
 TEST_CASE("a disk that fails in the middle fails the request, and the engine lives") {
   const std::vector<TokenId> tokens = tokens_up_to(9000), longer = tokens_up_to(9010);
   Directory directory;
-  const auto engine = loaded_engine(small_memory(plain_options(), directory.store(), 24));
+  const auto engine = loaded_engine(small_memory(plain_options(), directory.store(), 30));
   Sequence sequence = started(*engine);
   answer(*engine, sequence, tokens);
   for (const fs::path& page : directory.pages())
@@ -175,11 +225,11 @@ TEST_CASE("a disk that fails in the middle fails the request, and the engine liv
 
 TEST_CASE("pages on disk are refused without a store, or without room there") {
   Directory directory;
-  EngineOptions options = small_memory(plain_options(), {}, 24);
+  EngineOptions options = small_memory(plain_options(), {}, 30);
   const auto without = Engine::prepare(options);
   REQUIRE_FALSE(without);
   CHECK(without.error().message.find("give its directory with --kv-store") != std::string::npos);
-  options = small_memory(plain_options(), directory.store(), 24);
+  options = small_memory(plain_options(), directory.store(), 30);
   options.kv_store.size_bytes = 2_MiB;
   const auto small = Engine::prepare(options);
   REQUIRE(small);

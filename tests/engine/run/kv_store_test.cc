@@ -210,6 +210,56 @@ TEST_CASE("many sequences in steps share what is stored") {
   }
 }
 
+TEST_CASE("the same text twice in a step is stored once") {
+  Directory directory;
+  EngineOptions options = options_for(directory.store());
+  options.sequences = 2;
+  const auto engine = loaded_engine(options);
+  Sequence first = started(*engine), second = started(*engine);
+  const std::vector<TokenId> tokens = tokens_up_to(600);
+  for (size_t at = 0; at < 600; at += 60) {
+    const StepRequest requests[] = {{&first, std::span(tokens).subspan(at, 60), LogitRows::kNone},
+                                    {&second, std::span(tokens).subspan(at, 60), LogitRows::kNone}};
+    REQUIRE(engine->step(requests));
+  }
+  CHECK(engine->stored_tokens(first, tokens) == 2 * kPage);
+  CHECK(directory.pages().size() == 2);
+  CHECK(directory.warnings.empty());
+}
+
+TEST_CASE("of a prompt that the store is too small for the beginning is found again") {
+  Directory directory;
+  EngineOptions options = options_for(directory.store());
+  options.kv_store.size_bytes = 3 * KvStore::shape(*model::parse_model_config(options.synthetic->config)).file_bytes();
+  const std::vector<TokenId> tokens = tokens_up_to(2000);
+  answer_once(options, tokens);
+  CHECK(directory.warnings.find("a larger --kv-store-size would keep them") != std::string::npos);
+  CHECK(answer_once(options, tokens).reused.store == 3 * kPage);
+}
+
+TEST_CASE("what is saved has nothing of those who were there before") {
+  Directory directory;
+  EngineOptions options = options_for(directory.store());
+  options.kv_tokens = kPage;
+  const auto saved = [&](bool others_before) {
+    const auto engine = loaded_engine(options);
+    if (others_before) {
+      Sequence other = *engine->start_sequence(kPage);
+      REQUIRE(engine->append(other, tokens_up_to(250, 3), {}));
+    }
+    Sequence sequence = *engine->start_sequence(kPage);
+    REQUIRE(engine->append(sequence, tokens_up_to(100), {}));
+    engine->save(sequence);
+    const std::vector<fs::path> pages = directory.pages();
+    REQUIRE(pages.size() == 1);
+    std::ifstream file(pages[0], std::ios::binary);
+    const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+    fs::remove(pages[0]);
+    return bytes;
+  };
+  CHECK(saved(false) == saved(true));
+}
+
 TEST_CASE("a store for kernels without the promise of bits is refused, and so are stores that cannot be had") {
   Directory directory;
   EngineOptions options = options_for(directory.store());

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -85,11 +86,11 @@ struct Page {
 
 void put(PageStore& store, int number) {
   const Page page(number);
-  store.write(page.content, number);
+  store.write(page.content, {}, number);
   store.wait();
 }
 
-bool has(const PageStore& store, int number) { return store.contains(Page(number).content.key); }
+bool has(PageStore& store, int number) { return store.contains(Page(number).content.key); }
 
 // Reads one page; whether it came back as it was written.
 bool get(PageStore& store, int number) {
@@ -111,7 +112,7 @@ class SmallDisk {
  public:
   SmallDisk(const fs::path& path, int64_t bytes) : path_(path) {
     fs::create_directories(path);
-    const std::string options = format("size={}", bytes);
+    const std::string options = format("size={},mode=700", bytes);
     mounted_ = ::mount("cpuinfer_test", path.c_str(), "tmpfs", 0, options.c_str()) == 0;
     if (!mounted_) MESSAGE("not run: cannot mount a small file system: " << std::strerror(errno));
   }
@@ -234,7 +235,7 @@ TEST_CASE("pages that have not been used for longest go first, pinned ones stay"
   put(*store, 6);
   put(*store, 7);
   CHECK_FALSE(has(*store, 6));
-  CHECK(fixture.warnings.find("full of pages that are in use") != std::string::npos);
+  CHECK(fixture.warnings.find("of pages that are in use") != std::string::npos);
   CHECK(fixture.warnings.find('\n') == fixture.warnings.size() - 1);  // said once
   store->unpin(Page(4).content.key);
   put(*store, 6);
@@ -275,7 +276,7 @@ TEST_CASE("a full disk makes room by eviction, and stops writing when that does 
   Fixture fixture;
   SmallDisk disk(fixture.store(), 3 * kShape.file_bytes() + 16 * 1024);
   if (!disk.mounted()) return;
-  const auto store = fixture.open();
+  const auto store = fixture.open(100);  // more than the disk has
   for (const int number : {1, 2, 3, 4}) put(*store, number);
   CHECK_FALSE(has(*store, 1));
   CHECK(get(*store, 4));
@@ -297,4 +298,90 @@ TEST_CASE("a read-only disk serves what it has") {
   CHECK(get(*store, 1));
   put(*store, 2);
   CHECK_FALSE(has(*store, 2));
+}
+
+TEST_CASE("one page written twice at a time is written once") {
+  Fixture fixture;
+  const auto store = fixture.open();
+  for (int round = 0; round < 50; ++round) {
+    const Page first(100 + round), second(100 + round);
+    store->write(first.content, {}, 1);
+    store->write(second.content, {}, 2);
+    store->wait();
+    CHECK(get(*store, 100 + round));
+  }
+  std::vector<int> tags;
+  store->collect(tags);
+  CHECK(tags.size() == 100);
+  CHECK(store->statistics().written_pages == 50);
+  CHECK(fixture.warnings.empty());
+}
+
+TEST_CASE("of a chain that does not fit the beginning is kept, before and after a restart") {
+  Fixture fixture;
+  std::vector<PageKey> chain;
+  const auto write_chain = [&](PageStore& store, int first, int count) {
+    chain.clear();
+    for (int number = first; number < first + count; ++number) {
+      const Page page(number);
+      store.write(page.content, chain, number);
+      store.wait();
+      chain.push_back(page.content.key);
+    }
+  };
+  {
+    const auto store = fixture.open(4);
+    write_chain(*store, 1, 8);
+    for (const int number : {1, 2, 3, 4}) CHECK(has(*store, number));
+    for (const int number : {5, 6, 7, 8}) CHECK_FALSE(has(*store, number));
+    CHECK(fixture.warnings.find("a larger --kv-store-size would keep them") != std::string::npos);
+  }
+  {
+    // Another text: the end of the older one goes first.
+    const auto store = fixture.open(4);
+    write_chain(*store, 20, 2);
+    for (const int number : {1, 2, 20, 21}) CHECK(has(*store, number));
+    CHECK_FALSE(has(*store, 3));
+  }
+  const auto store = fixture.open(3);
+  for (const int number : {1, 20, 21}) CHECK(has(*store, number));
+}
+
+TEST_CASE("what people ask is for their eyes, and others who could plant pages are named") {
+  Fixture fixture;
+  {
+    const auto store = fixture.open();
+    put(*store, 1);
+    struct stat status;
+    REQUIRE(::stat(store->path(Page(1).content.key).c_str(), &status) == 0);
+    CHECK((status.st_mode & 0777) == 0600);
+    REQUIRE(::stat(fixture.store().c_str(), &status) == 0);
+    CHECK((status.st_mode & 0777) == 0700);
+  }
+  fs::permissions(fixture.store(), fs::perms::all);
+  fixture.open();
+  CHECK(fixture.warnings.find("others may write to this KV store") != std::string::npos);
+}
+
+TEST_CASE("a new file system with its lost+found is a place for a store") {
+  Fixture fixture;
+  fs::create_directories(fixture.store() / "lost+found");
+  put(*fixture.open(), 1);
+  CHECK(has(*fixture.open(), 1));
+}
+
+TEST_CASE("a page that cannot be read for another reason than damage stays") {
+  Fixture fixture;
+  const auto store = fixture.open();
+  put(*store, 1);
+  rlimit before;
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+  rlimit none = before;
+  none.rlim_cur = 3;
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
+  const bool read = get(*store, 1);
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+  CHECK_FALSE(read);
+  CHECK(fixture.warnings.find("cannot be read, and is computed") != std::string::npos);
+  CHECK(get(*store, 1));
 }
