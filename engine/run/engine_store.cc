@@ -10,7 +10,7 @@ namespace cpuinfer::run {
 namespace {
 
 // So many are read at once: enough for a disk, few enough to show progress and to be interrupted.
-constexpr int64_t kReadTokens = 16 * kernels::kLeafTokens;
+constexpr int64_t kReadTokens = 64 * kernels::kLeafTokens;
 
 }  // namespace
 

@@ -26,7 +26,7 @@ using Clock = std::chrono::steady_clock;
 constexpr const char* kFormatFile = "FORMAT";
 constexpr std::string_view kFormatText = "cpuinfer KV page store, version 1\n";
 // Enough that a disk has always something to do: one transfer is a whole page, which the system cuts into many.
-constexpr int kThreads = 4;
+constexpr int kThreads = 8;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
