@@ -159,6 +159,17 @@ TEST_CASE("--kv-tier disk: a context larger than memory gives the same answer, a
   CHECK(contains(cold.err, "kv tier   "));
   CHECK(contains(cold.err, " tokens/s at the most"));
   CHECK(contains(cold.err, " GB of keys and values from disk, "));
+
+  // Weights from disk too.
+  const std::string packed = (scratch_directory() / "wide-packed").string();
+  const Outcome pack = run_cpuinfer({"pack", "-m", model, "-o", packed});
+  REQUIRE_MESSAGE(pack.exit_code == 0, pack.err);
+  const Outcome both =
+      run_cpuinfer({"-m", packed, "--raw", "--greedy", "-n", "8", "--ctx", "16384", "--prompt", long_text(2000),
+                    "--memory-limit", "500MiB", "--kv-tier", "disk", "--kv-store", new_store(), "--weights", "stream"});
+  REQUIRE_MESSAGE(both.exit_code == 0, both.err);
+  CHECK(both.out == expected.out);
+  CHECK(contains(both.err, " GB of keys and values from disk, "));
 }
 
 TEST_CASE("bench store: the same bits from disk and memory, with figures") {
