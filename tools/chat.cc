@@ -209,8 +209,8 @@ class Chat {
     }
     const Result<run::GenerationResult> answered =
         show_answer(engine_, tokenizer_, sequence_, request_, AnswerForm::kChat, logprobs_, console_);
-    if (!answered && answered.error().code == ErrorCode::kRuntime) {
-      // A disk that failed in the middle: this turn is forgotten, the next one may work.
+    if (!answered && (answered.error().code == ErrorCode::kRuntime || answered.error().code == ErrorCode::kBadInput)) {
+      // A disk that failed or was wrong in the middle: this turn is forgotten, the next one may work.
       log_error("{}", answered.error().message);
       return kExitOk;
     }

@@ -40,10 +40,13 @@ class UnfinishedDirectory {
   static Result<UnfinishedDirectory> create(const fs::path& target) {
     std::error_code error;
     // What exists and is not an empty directory is not written to.
-    if (fs::exists(fs::symlink_status(target, error)) && !(fs::is_directory(target) && fs::is_empty(target, error)))
+    const bool exists = fs::exists(fs::symlink_status(target, error));
+    if (exists && !(fs::is_directory(target, error) && fs::is_empty(target, error)))
       return fail(ErrorCode::kUsage,
                   format("{} exists and is no empty directory; nothing is overwritten", target.string()));
-    const fs::path absolute = fs::absolute(target, error).lexically_normal();
+    // Behind a symbolic link, the directory and not the link is replaced.
+    const fs::path absolute = (exists ? fs::canonical(target, error) : fs::absolute(target, error)).lexically_normal();
+    if (error) return cannot("be found", target, error);
     const fs::path place = absolute.has_filename() ? absolute : absolute.parent_path();
     const fs::path parent = place.parent_path();
     fs::create_directories(parent, error);

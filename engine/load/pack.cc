@@ -8,10 +8,12 @@
 
 #include "base/format.h"
 #include "engine/load/fingerprint.h"
+#include "engine/load/loader.h"
 #include "engine/load/loading.h"
 #include "engine/storage/aligned_bytes.h"
 #include "engine/storage/io_queue.h"
 #include "numa/memory.h"
+#include "numa/memory_limit.h"
 
 namespace cpuinfer::load {
 namespace {
@@ -104,7 +106,10 @@ class Packer {
         specs.push_back(weight.spec);
       }
     }
-    TRY(fill(specs));
+    if (Result<void> filled = fill(specs); !filled) {
+      if (filled.error().code == ErrorCode::kInterrupted) return fail_interrupted();
+      return filled;
+    }
     hash_group(begin, end);
     for (int64_t done = 0; done < bytes; done += kPieceBytes) {
       if (queue_.in_flight() == queue_.depth()) TRY(wait_for_one());
@@ -180,11 +185,17 @@ Result<PackStatistics> write_packed(model::Model& model, const FillWeights& fill
   const Clock::time_point start = Clock::now();
   PackedLayout layout = lay_out_packed(model);
   const int64_t header_bytes = static_cast<int64_t>(packed_header(layout, {}).size());
-  TRY_ASSIGN(NewFile created, NewFile::create(path, header_bytes + layout.bytes));
   int64_t buffer_bytes = std::min(kPackBufferBytes, layout.bytes);
   for (const PackedPart& part : layout.parts)
     buffer_bytes = std::max(buffer_bytes, round_up(part.bytes, kPackedAlignment));
   buffer_bytes = round_up(buffer_bytes, 2 * kPackedAlignment);
+  const numa::MemoryLimit available = numa::available_memory();
+  if (const int64_t needed = buffer_bytes + kBlocksBytes; needed > available.bytes)
+    return fail(ErrorCode::kDoesNotFit,
+                format("packing needs {} of memory, for the largest part of the model and for reading it, and this "
+                       "process may take {} ({})",
+                       format_bytes(needed), format_bytes(available.bytes), available.reason));
+  TRY_ASSIGN(NewFile created, NewFile::create(path, header_bytes + layout.bytes));
   TRY_ASSIGN(numa::NodeBuffer buffer, numa::NodeBuffer::allocate(buffer_bytes, 0, topology));
   constexpr int64_t kMostWrites = 64;
   TRY_ASSIGN(

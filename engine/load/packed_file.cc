@@ -168,6 +168,9 @@ Result<void> PackedFile::parse_table(const std::string& text) {
       ++weight_count_;
     }
   }
+  storage::Digest128 sum;
+  for (const TablePart& part : parts_) sum += part.digest;
+  if (sum != fingerprint_) return bad("a fingerprint that is not the sum of its parts");
   return {};
 }
 

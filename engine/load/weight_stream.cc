@@ -46,7 +46,6 @@ Result<std::unique_ptr<WeightStream>> WeightStream::create(const model::ModelCon
   TRY(stream->add_slots(kAttention, std::move(parts.attention), ring(plan.attention_layers), topology));
   TRY(stream->add_slots(kMlp, std::move(parts.mlp), ring(plan.mlp_layers), topology));
   TRY(stream->add_slots(kExpert, std::move(parts.expert), plan.expert_slots, topology));
-  team.run([&](numa::Worker& worker) { stream->take_pages(worker); });
   if (plan.expert_slots > 0) {
     stream->cache_.emplace(config.moe_layers, config.experts, plan.expert_slots, plan.spare_slots);
     stream->used_.reserve(static_cast<size_t>(config.experts));
@@ -84,18 +83,6 @@ Result<void> WeightStream::add_slots(Kind kind, PartReads reads, int count, cons
     slots.memory.push_back(std::move(buffer));
   }
   return {};
-}
-
-// All at once, by all workers: the system takes as long to give a page as the disk to fill it, and a read would wait
-// for that one page after another.
-void WeightStream::take_pages(const numa::Worker& worker) {
-  constexpr int64_t kPage = 4096;
-  for (Slots& slots : slots_) {
-    if (slots.memory.empty()) continue;
-    numa::NodeBuffer& buffer = slots.memory[worker.node];
-    const numa::Range pages = worker.share_in_node(buffer.size() / kPage);
-    for (int64_t page = pages.begin; page < pages.end; ++page) buffer.data()[page * kPage] = std::byte{0};
-  }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -87,7 +87,6 @@ class WeightStream final : public model::WeightSource {
 
   WeightStream(const model::ModelConfig& config, const PackedFile& file, const PackedLayout& layout,
                storage::IoQueue queue, int workers);
-  void take_pages(const numa::Worker& worker);
   Result<void> add_slots(Kind kind, PartReads reads, int count, const numa::Topology& topology);
 
   // Worker 0, while the others wait.

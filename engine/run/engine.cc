@@ -63,6 +63,10 @@ Result<void> Engine::load(const load::LoadOptions& options) {
 
 Result<void> Engine::take_pages_of_memory(const load::LoadOptions& options) {
   std::vector<numa::NodeSlice> slices;
+  // Slots of streamed weights too: the system takes as long to give a page as the disk to fill it.
+  if (weight_stream_)
+    for (const numa::NodeBuffer* const buffer : weight_stream_->memory())
+      for (const numa::NodeSlice& slice : buffer->slices()) slices.push_back(slice);
   std::vector<std::span<const numa::NodeBuffer>> memory = {kv_->memory(), workspace_->memory()};
   if (cold_stream_) memory.push_back(cold_stream_->memory());
   for (const std::span<const numa::NodeBuffer> buffers : memory)

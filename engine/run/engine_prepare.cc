@@ -266,7 +266,8 @@ std::string Engine::describe_streaming() const {
   if (stream_plan_.mlp_layers > 0)
     add(format("MLPs of {} of {} layers", stream_plan_.mlp_layers, c.layers - moe_layers));
   if (stream_plan_.expert_slots > 0)
-    add(format("experts, {} of {} in memory", stream_plan_.expert_slots, moe_layers * c.experts));
+    add(format("experts, {} of {} in memory", stream_plan_.expert_slots - stream_plan_.spare_slots,
+               moe_layers * c.experts));
   return format("{}; {:.2f} GB are read for a token if experts are equally likely", text,
                 streamed_bytes_per_token() / 1e9);
 }

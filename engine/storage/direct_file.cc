@@ -18,16 +18,15 @@ namespace {
 std::string error_text(int error) { return std::generic_category().message(error); }
 
 ErrorCode open_error_code(FileAccess access, int error) {
-  if (error == EMFILE || error == ENFILE || error == EEXIST || error == ENOSPC) return ErrorCode::kRuntime;
-  if (access != FileAccess::kRead && (error == EACCES || error == EPERM || error == EROFS))
-    return ErrorCode::kPermission;
-  return ErrorCode::kNotFound;
+  const bool refused = error == EACCES || error == EPERM || error == EROFS;
+  if (refused && access != FileAccess::kRead) return ErrorCode::kPermission;
+  return refused || error == ENOENT || error == ENOTDIR ? ErrorCode::kNotFound : ErrorCode::kRuntime;
 }
 
 }  // namespace
 
 Result<DirectFile> DirectFile::open(const std::filesystem::path& path, FileAccess access, bool direct) {
-  // O_NONBLOCK: opening a pipe without a writer would wait for ever; it has no effect on regular files.
+  // O_NONBLOCK: opening a pipe without a writer would wait for ever.
   const int flags = O_CLOEXEC | O_NONBLOCK |
                     (access == FileAccess::kRead        ? O_RDONLY
                      : access == FileAccess::kReadWrite ? O_RDWR
@@ -51,6 +50,9 @@ Result<DirectFile> DirectFile::open(const std::filesystem::path& path, FileAcces
   if (!S_ISREG(status.st_mode))
     return fail(ErrorCode::kBadInput, format("{}: expected a regular file, found a {}", path.string(),
                                              S_ISDIR(status.st_mode) ? "directory" : "device, pipe or socket"));
+  // io_uring of kernels before 6.5 takes it at its word: where a disk cannot promise not to wait (dm-crypt), every
+  // request ends with EAGAIN.
+  if (const int now = ::fcntl(descriptor, F_GETFL); now >= 0) ::fcntl(descriptor, F_SETFL, now & ~O_NONBLOCK);
   return file;
 }
 
@@ -95,7 +97,10 @@ Result<void> DirectFile::write(int64_t offset, std::span<const std::byte> bytes)
 
 Result<void> DirectFile::reserve(int64_t bytes) const {
   // Not posix_fallocate: where the file system cannot do it, that writes zeros for minutes.
-  int error = ::fallocate(descriptor_, 0, 0, bytes) == 0 ? 0 : errno;
+  int error;
+  do {
+    error = ::fallocate(descriptor_, 0, 0, bytes) == 0 ? 0 : errno;
+  } while (error == EINTR);
   if (error == EOPNOTSUPP || error == ENOSYS) error = ::ftruncate(descriptor_, bytes) == 0 ? 0 : errno;
   if (error == 0) return {};
   return fail(ErrorCode::kRuntime,
@@ -103,8 +108,12 @@ Result<void> DirectFile::reserve(int64_t bytes) const {
 }
 
 Result<void> DirectFile::sync() const {
-  if (::fsync(descriptor_) == 0) return {};
-  return fail(ErrorCode::kRuntime, format("{}: fsync failed: {}", path_.string(), error_text(errno)));
+  int error;
+  do {
+    error = ::fsync(descriptor_) == 0 ? 0 : errno;
+  } while (error == EINTR);
+  if (error == 0) return {};
+  return fail(ErrorCode::kRuntime, format("{}: fsync failed: {}", path_.string(), error_text(error)));
 }
 
 }  // namespace cpuinfer::storage

@@ -95,13 +95,16 @@ std::optional<IoCompletion> IoQueue::advance(int number, int64_t result) {
     --in_flight_;
     return IoCompletion{slot.request.tag, std::move(outcome)};
   };
-  if (result == -EINTR || result == -EAGAIN) {
+  // A system that always says so would be asked for ever.
+  constexpr int kMostRefusals = 1000;
+  if ((result == -EINTR || result == -EAGAIN) && ++slot.refusals < kMostRefusals) {
     start(number);
     return std::nullopt;
   }
   if (result <= 0)
     return complete(fail(ErrorCode::kRuntime, transfer_error(slot.request.descriptor, slot.request.write, slot.offset,
                                                              slot.left_bytes, static_cast<int>(-result))));
+  slot.refusals = 0;
   slot.offset += result;
   slot.left_bytes -= result;
   if (slot.left_bytes <= 0) return complete({});

@@ -80,6 +80,7 @@ class IoQueue {
     iovec rest{};     // what is left of a part that was transferred in part
     size_t part = 0;  // the first that is not complete
     int64_t offset = 0, left_bytes = 0;
+    int refusals = 0;  // in a row
   };
 
   void start(int slot);

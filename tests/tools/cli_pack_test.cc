@@ -57,6 +57,19 @@ TEST_CASE("a packed model answers like the model, and is not overwritten or pack
   CHECK(contains(bench.out, "checking"));
 }
 
+TEST_CASE("a symbolic link to an empty directory is a place to pack to, one to itself is none") {
+  const TemporaryDirectory directory;
+  std::filesystem::create_directory(directory.path() / "empty");
+  std::filesystem::create_directory_symlink(directory.path() / "empty", directory.path() / "link");
+  const Outcome packed = pipe_cpuinfer("", {"pack", "--synthetic", "tiny", "-o", directory.path() / "link"});
+  CHECK_MESSAGE(packed.exit_code == 0, packed.err);
+  CHECK(std::filesystem::exists(directory.path() / "empty" / "weights.packed"));
+  std::filesystem::create_symlink(directory.path() / "loop", directory.path() / "loop");
+  const Outcome loop = pipe_cpuinfer("", {"pack", "--synthetic", "tiny", "-o", directory.path() / "loop"});
+  CHECK(loop.exit_code == 2);
+  CHECK(contains(loop.err, "exists and is no empty directory"));
+}
+
 TEST_CASE("a damaged packed model says so, by part and with what to do") {
   const TemporaryDirectory directory;
   const std::string packed = directory.path() / "packed";

@@ -59,7 +59,8 @@ Need need_within(int64_t limit, const ProcessOptions& options) {
 }
 
 // Runs just below and just above what is needed. `options_for` makes the limit; `sentence` names it.
-void check_around_the_plan(const std::function<ProcessOptions(int64_t)>& options_for, std::string_view sentence) {
+[[maybe_unused]] void check_around_the_plan(const std::function<ProcessOptions(int64_t)>& options_for,
+                                            std::string_view sentence) {
   constexpr int64_t kGenerous = 2_GiB;
   const Need need = need_within(kGenerous, options_for(kGenerous));
   MESSAGE("the plan needs ", format_bytes(need.plan_bytes), ", ", format_bytes(need.used_bytes), " were used");

@@ -227,6 +227,10 @@ TEST_CASE("a table that is not whole is refused with what it lacks") {
   CHECK(contains(with("\"parts\"", "\"part\""), "has no parts"));
   CHECK(contains(with("\"offset\":0", "\"offset\":\"\""), "has a part 1 that is not whole"));
   CHECK(contains(with("\"digest\":\"", "\"digest\":\"Q"), "has a part 1 that is not whole"));
+  const size_t digit = table.find("\"fingerprint\":\"") + std::string_view("\"fingerprint\":\"").size();
+  const std::string other = table[digit] == '1' ? "2" : "1";
+  CHECK(contains(with(table.substr(digit - 3, 4), table.substr(digit - 3, 3) + other),
+                 "has a fingerprint that is not the sum of its parts"));
   CHECK(contains(with(",72,0,0]", ",72,0]"), "has a weight of \"norms and biases\" that is not whole"));
 }
 

@@ -1,6 +1,7 @@
 #include "engine/storage/direct_file.h"
 
 #include <doctest/doctest.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -30,6 +31,8 @@ TEST_CASE("a file is created, written, read back and not created twice") {
   }
   const auto file = DirectFile::open(path, FileAccess::kRead);
   REQUIRE(file);
+  // io_uring of older kernels would not wait for it.
+  CHECK((::fcntl(file->descriptor(), F_GETFL) & O_NONBLOCK) == 0);
   REQUIRE(file->read(4096, in.all()));
   CHECK(std::equal(in.all().begin(), in.all().end(), out.all().begin()));
 

@@ -179,6 +179,26 @@ TEST_CASE("a transfer that stops short or is interrupted is continued, also insi
   CHECK(watched.calls == 9);
 }
 
+TEST_CASE("a system that always says try again is not asked for ever") {
+  class Refusing final : public IoTransport {
+   public:
+    int start(int slot, const IoOperation&) override {
+      slot_ = slot;
+      return 0;
+    }
+    std::optional<IoOutcome> next(bool) override { return IoOutcome{slot_, -EAGAIN}; }
+
+   private:
+    int slot_ = 0;
+  };
+  IoQueue queue(std::make_unique<Refusing>(), IoBackend::kThreads, 1);
+  char byte = 0;
+  queue.submit({.descriptor = 0, .offset = 0, .data = reinterpret_cast<std::byte*>(&byte), .bytes = 1});
+  const IoCompletion completion = queue.wait();
+  REQUIRE(!completion.result);
+  CHECK(completion.result.error().message == "cannot read 1 bytes at byte 0: Resource temporarily unavailable");
+}
+
 TEST_CASE("a descriptor that is none is an error of its request") {
   for (const IoBackend backend : backends()) {
     AlignedBytes memory(kPage);
