@@ -141,10 +141,11 @@ Result<ReadSweep> sweep_read(numa::Team& team, std::span<const ReadMemory> memor
     TRY(watch.check(0.8 * static_cast<double>(n) / static_cast<double>(coarse)));
     sample(n % sweep.entries.size(), effort.coarse_seconds);
   }
-  // An entry's first samples are dropped when it is looked at closely: they were short. Should the machine's speed fall
-  // without end, the entry that is on top after `most` samples gets all of its own.
+  // An entry's first samples are dropped when it is looked at closely: they were short. Whoever is on top is sampled
+  // until the one on top has all of its samples; each entry once at the most, so that this ends also on a machine whose
+  // speed falls all the time, and then takes longer.
   std::vector<bool> fine(sweep.entries.size(), false);
-  const int most = 8 * effort.fine_samples;
+  const int usual = 8 * effort.fine_samples;
   size_t top = best();
   for (int n = 0; !fine[top] || sweep.entries[top].samples < effort.fine_samples; ++n) {
     if (!fine[top]) {
@@ -152,9 +153,9 @@ Result<ReadSweep> sweep_read(numa::Team& team, std::span<const ReadMemory> memor
       samples[top] = {};
       sweep.entries[top].samples = 0;
     }
-    TRY(watch.check(0.8 + 0.2 * std::min(n, most) / most));
+    TRY(watch.check(0.8 + 0.2 * std::min(n, usual) / usual));
     sample(top, effort.fine_seconds);
-    if (n < most) top = best();
+    top = best();
   }
   sweep.best = top;
   return sweep;

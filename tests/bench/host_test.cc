@@ -67,7 +67,7 @@ TEST_CASE("all figures, as JSON and as text") {
   bool best_is_there = false;
   for (const Json& entry : read.find("sweep")->as_array()) {
     check_positive(number(entry, "gb_s"));
-    CHECK(number(entry, "gb_s") <= 2 * best);  // entries with few samples may have been lucky
+    CHECK(number(entry, "gb_s") <= best);
     best_is_there |= number(entry, "gb_s") == best;
     CHECK(contains(text, format(" {:.2f}", number(entry, "gb_s"))));
   }

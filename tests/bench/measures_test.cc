@@ -49,8 +49,7 @@ TEST_CASE("a sweep names its best entry, and every entry has its figures") {
     bool seen_memory[2] = {};
     for (const ReadEntry& entry : sweep->entries) {
       CHECK(positive(entry.rate.all));
-      // The winner has samples enough to know it; on a busy machine a luckier entry may be above it, but not far.
-      CHECK(entry.rate.all <= 2 * sweep->winner().rate.all);
+      CHECK(entry.rate.all <= sweep->winner().rate.all);
       CHECK(entry.rate.nodes.size() == static_cast<size_t>(nodes));
       for (const double node : entry.rate.nodes) CHECK(positive(node));
       CHECK(entry.samples >= 1);
