@@ -1,7 +1,6 @@
 // kill -9 at random moments of a prefill that writes to a KV store: no damaged page is served, and of what was computed
 // at most the pages of one chunk are lost.
 #include <signal.h>
-#include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,6 +12,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "tests/engine/checkpoint/temporary_directory.h"
 #include "tests/engine/run/synthetic_engine.h"
 
 using namespace cpuinfer;
@@ -91,9 +91,8 @@ std::vector<float> last_logits(const fs::path& store) {
 }  // namespace
 
 TEST_CASE("50 kills at random moments lose at most a chunk and serve no damaged page") {
-  char name[] = "/tmp/cpuinfer_kv_kill_XXXXXX";
-  REQUIRE(::mkdtemp(name) != nullptr);
-  const fs::path directory = name, store = directory / "kv";
+  const checkpoint::TemporaryDirectory directory;
+  const fs::path store = directory.path() / "kv";
   std::string warnings;
   set_log_sink([&](LogLevel level, std::string_view message) {
     if (level == LogLevel::kWarn) warnings += std::string(message) + "\n";
@@ -145,6 +144,4 @@ TEST_CASE("50 kills at random moments lose at most a chunk and serve no damaged 
   set_log_sink(nullptr);
   CHECK_MESSAGE(warnings.empty(), warnings);
   MESSAGE(kills << " kills, at most " << most_lost << " computed tokens lost");
-  std::error_code ignored;
-  fs::remove_all(directory, ignored);
 }

@@ -1,14 +1,13 @@
 // Tests of prompts that begin with pages from disk.
 #pragma once
 
-#include <stdlib.h>
-
 #include <cstring>
 #include <filesystem>
 #include <string>
 #include <vector>
 
 #include "base/log.h"
+#include "tests/engine/checkpoint/temporary_directory.h"
 #include "tests/engine/run/synthetic_engine.h"
 
 namespace cpuinfer::run {
@@ -19,19 +18,12 @@ inline constexpr int kPage = kernels::kLeafTokens;
 class Directory {
  public:
   Directory() {
-    char name[] = "/tmp/cpuinfer_kv_store_XXXXXX";
-    REQUIRE(::mkdtemp(name) != nullptr);
-    path_ = name;
     set_log_sink([this](LogLevel level, std::string_view text) {
       if (level == LogLevel::kWarn) warnings += std::string(text) + "\n";
     });
   }
-  ~Directory() {
-    set_log_sink(nullptr);
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  std::filesystem::path store() const { return path_ / "kv"; }
+  ~Directory() { set_log_sink(nullptr); }
+  std::filesystem::path store() const { return directory_.path() / "kv"; }
   std::vector<std::filesystem::path> pages() const {
     std::vector<std::filesystem::path> files;
     for (const auto& entry : std::filesystem::directory_iterator(store() / "pages")) files.push_back(entry.path());
@@ -41,7 +33,7 @@ class Directory {
   std::string warnings;
 
  private:
-  std::filesystem::path path_;
+  checkpoint::TemporaryDirectory directory_;
 };
 
 inline std::vector<TokenId> tokens_up_to(int64_t count, int seed = 0) {

@@ -15,6 +15,7 @@
 
 #include "base/format.h"
 #include "base/log.h"
+#include "tests/engine/checkpoint/temporary_directory.h"
 
 using namespace cpuinfer;
 using namespace cpuinfer::storage;
@@ -28,20 +29,13 @@ constexpr PageShape kShape = {.layers = 3, .pieces = 2, .piece_bytes = 8192, .pa
 class Fixture {
  public:
   Fixture() {
-    char name[] = "/tmp/cpuinfer_page_store_XXXXXX";
-    REQUIRE(::mkdtemp(name) != nullptr);
-    path_ = name;
     set_log_sink([this](LogLevel level, std::string_view text) {
       if (level == LogLevel::kWarn) warnings += std::string(text) + "\n";
     });
   }
-  ~Fixture() {
-    set_log_sink(nullptr);
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  fs::path store() const { return path_ / "store"; }
-  const fs::path& path() const { return path_; }
+  ~Fixture() { set_log_sink(nullptr); }
+  fs::path store() const { return path() / "store"; }
+  fs::path path() const { return directory_.path(); }
   std::unique_ptr<PageStore> open(int64_t pages = 0) const {
     auto opened = PageStore::open({store(), pages * kShape.file_bytes(), kShape});
     REQUIRE_MESSAGE(opened, (opened ? "" : opened.error().message));
@@ -55,7 +49,7 @@ class Fixture {
   std::string warnings;
 
  private:
-  fs::path path_;
+  checkpoint::TemporaryDirectory directory_;
 };
 
 // A page with its memory.
